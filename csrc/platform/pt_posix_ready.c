@@ -276,8 +276,8 @@ static void found(pt_context *context, pt_source *source, int readable, int writ
 }
 
 #if HAS_EPOLL
-/* Whoever is told of each change once is told of the end of the stream as well: that may have come
- * with the last bytes, and a read that finds fewer than it asked for does not find the end. */
+/* Whoever is told of each change once is told of the end of the stream as well, and of urgent data:
+ * a read that finds fewer bytes than it asked for may have ended there, with more behind. */
 static int epoll_register(posix_data *data, const pt_source *source)
 {
     struct epoll_event event;
@@ -286,7 +286,7 @@ static int epoll_register(posix_data *data, const pt_source *source)
     event.events = ((source->interest & PT_WANT_READ) ? (uint32_t)EPOLLIN : 0) |
                    ((source->interest & PT_WANT_WRITE) ? (uint32_t)EPOLLOUT : 0) |
                    (source->edge ? (uint32_t)EPOLLET : 0) |
-                   ((source->interest & PT_WANT_EDGE) ? (uint32_t)(EPOLLET | EPOLLRDHUP) : 0);
+                   ((source->interest & PT_WANT_EDGE) ? (uint32_t)(EPOLLET | EPOLLRDHUP | EPOLLPRI) : 0);
     int operation = source->registered == UNREGISTERED ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
     if (epoll_ctl(data->epoll_fd, operation, (int)source->handle, &event) == 0)
         return PT_OK;
@@ -333,7 +333,7 @@ static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
             drain_wake(context, data);
         else if (data->forgets == forgets || is_known(context, source))
             found(context, source, (seen & EPOLLIN) != 0, (seen & EPOLLOUT) != 0,
-                  (seen & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) != 0);
+                  (seen & (EPOLLHUP | EPOLLERR | EPOLLRDHUP | EPOLLPRI)) != 0);
     }
     return (int)context->ready_count;
 }

@@ -125,9 +125,9 @@ class Datagrams(Endpoint):
             self._check()
         until, reactor = self._until(timeout), self._reactor
         while True:
-            if reactor.credit <= 0:
+            if reactor.ticks.credit <= 0:
                 await self._breathe(self._out)
-            reactor.credit -= 1
+            reactor.ticks.credit -= 1
             try:
                 if where is None:
                     self._socket.send(data)

@@ -10,6 +10,7 @@ import threading
 from typing import Any, Self
 
 from .. import errors
+from ..ownership import running_loop
 from ..protocol.orders import Token
 from ..protocol.refusals import of_socket
 from ..protocol.socket_addresses import readable
@@ -134,6 +135,8 @@ class Endpoint(AsyncSocketHandler):
             InvalidState: it was closed meanwhile. What had failed while nobody looked.
         """
         reactor, state = self._reactor, self.state
+        if running_loop() is not reactor.owner:
+            raise errors.InvalidState(f"this {self._NOUN} belongs to another asyncio loop")
         side.waiting = waiting = Waiting(reactor.owner, reactor.resume)
         side.busy = True
         try:

@@ -307,7 +307,7 @@ class Connection:
             raise errors.InvalidState("Cannot call write() after write_eof()")
         if self.closing:
             return
-        self._reactor.credit -= 1
+        self._reactor.ticks.credit -= 1
         try:
             self.stream.write_soon(data)
         except errors.NetworkError as error:

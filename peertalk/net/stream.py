@@ -4,6 +4,7 @@ now"."""
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import os
@@ -18,7 +19,7 @@ from ..protocol.socket_addresses import AddressLike
 from ..runtime.reactor import NOT_READY, Reactor, here, quicken
 from .addresses import Resolved, resolve
 from .endpoint import Endpoint, fault, peer_of
-from .reading import Buffer, Reading
+from .reading import Buffer, Reading, discard
 from .tls import TlsStream
 from .worker import Worker
 
@@ -38,13 +39,15 @@ class Stream(Endpoint, Reading):
     none.
     """
 
-    __slots__ = ("_channel", "_left", "_out_buffer", "_receive", "_send")
+    __slots__ = ("_channel", "_left", "_moving", "_out_buffer", "_receive", "_send", "_settled")
 
     _NOUN = "stream"
 
     def __init__(self, reactor: Reactor, owned: socket.socket) -> None:
         self._left = bytearray()  # read, and not taken
         self._out_buffer = bytearray()  # written, and not taken by the system
+        self._moving: concurrent.futures.Future[None] | None = None  # to a worker
+        self._settled = True  # wherever it was moving to
         super().__init__(reactor, owned)
         self._bind(reactor)
 
@@ -75,7 +78,7 @@ class Stream(Endpoint, Reading):
         failures: list[errors.NetworkError] = []
         for each in await resolve(address, kind=socket.SOCK_STREAM, passive=False):
             try:
-                return await cls._dial(here(), each, until)
+                return await cls._dial(each, until)
             except errors.NetworkError as error:
                 failures.append(error)
                 if isinstance(error, errors.Timeout):
@@ -85,7 +88,7 @@ class Stream(Endpoint, Reading):
         raise type(failures[-1])("; ".join(map(str, failures)))
 
     @classmethod
-    async def _dial(cls, reactor: Reactor, where: Resolved, until: float | None) -> Self:
+    async def _dial(cls, where: Resolved, until: float | None) -> Self:
         try:
             owned = socket.socket(where.family, socket.SOCK_STREAM)
         except OSError as error:
@@ -96,7 +99,7 @@ class Stream(Endpoint, Reading):
             if where.family != socket.AF_UNIX:
                 owned.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             number = owned.connect_ex(where.address)
-            stream = cls(reactor, owned)
+            stream = cls(here(), owned)
             if number == errno.EINPROGRESS:
                 await stream._connected(where, until)
             elif number:
@@ -415,8 +418,13 @@ class Stream(Endpoint, Reading):
                 await self.drain(timeout=timeout)
         except errors.NetworkError:
             pass
+        except errors.InvalidState:
+            if not self.state.closed:  # else somebody has closed it meanwhile
+                raise
         finally:
-            self.close_now()
+            if not self.state.closed:
+                discard(self._socket)
+                self.close_now()
 
     async def start_tls(
         self,
@@ -441,9 +449,10 @@ class Stream(Endpoint, Reading):
             InvalidState: a task reads or writes, or the stream is closed.
         """
         self._enter(self._in, "reads from")
-        await self.drain(timeout=timeout)
-        encrypted = TlsStream(self, context, server_side, server_hostname)
+        self._enter(self._out, "writes to")
         try:
+            await self.drain(timeout=timeout)
+            encrypted = TlsStream(self, context, server_side, server_hostname)
             await encrypted.handshake(timeout)
         except BaseException:
             if not self.closed:
@@ -466,17 +475,33 @@ class Stream(Endpoint, Reading):
         self._in.busy = self._out.busy = True
         self._reactor.unregister(self._registered)  # first: the other thread registers it anew
         try:
-            await asyncio.shield(asyncio.wrap_future(worker.submit(self._settle)))
+            self._settled = False
+            self._moving = worker.submit(self._settle)
+            moved = asyncio.wrap_future(self._moving)
+            moved.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.shield(moved)
         except Exception:
             self.on_close()
             raise
 
+    def close_now(self) -> None:
+        """See Endpoint.close_now(). A stream that is on its way to a worker is closed there."""
+        moving = self._moving
+        if moving is None or self._settled or moving.done():
+            super().close_now()
+        elif not self.state.closed:
+            self.state.set_closed()
+            moving.add_done_callback(lambda _: self._socket.close())
+
     def _settle(self) -> None:
         """Register at the reactor of the loop that runs here."""
+        if self.state.closed:
+            raise errors.InvalidState("this stream was closed on its way to a worker")
         reactor = here()
         self._rest_on(reactor)
         self._registered = reactor.register(self._fd, self._interest(reactor), self)
         self._bind(reactor)
+        self._settled = True  # before the future says so, which takes a tick
 
     def _not_now(self, result: int, doing: str) -> None:
         """Raises what a try has met, unless that is "not now"."""

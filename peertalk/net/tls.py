@@ -245,10 +245,10 @@ class TlsStream(Reading):
         """A write that the system takes at once takes one of those of this tick; when none is left
         others have a tick before."""
         reactor = self._below._reactor
-        if reactor.credit <= 0:
+        if reactor.ticks.credit <= 0:
             await asyncio.sleep(0)
-            reactor.credit = reactor.ops
-        reactor.credit -= 1
+            reactor.ticks.credit = reactor.ops
+        reactor.ticks.credit -= 1
 
     @property
     def unsent(self) -> int:

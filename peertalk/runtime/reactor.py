@@ -264,7 +264,7 @@ class Reactor:
         """Have this called when the present tick is over: twice for once, where a signal handler
         has struck it."""
         self._flushes.append(flush)
-        if not self._flushing:
+        if not self._flushing and not self.owner.is_closed():
             self._flushing = True
             self.owner.call_soon(self._flush)
 
@@ -312,11 +312,12 @@ class Reactor:
             if self.closed:
                 came.clear()
                 return
-        while self._orders:
+        for _ in range(len(self._orders)):  # those that come meanwhile have the next turn
             order = self._orders[0]
             self._guarded(order)
-            if self._orders and self._orders[0] is order:  # else that has closed this
-                self._orders.popleft()
+            if not self._orders or self._orders[0] is not order:  # that has closed this
+                return
+            self._orders.popleft()
             self._order_count += 1
         if self._slow and not self.closed:
             self._work()

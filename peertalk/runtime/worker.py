@@ -267,9 +267,9 @@ class Worker:
 
     def expect(self, seconds: float) -> None:
         """Something is due in so many seconds, which was armed since the last turn."""
-        due = self.loop.time() + seconds
-        if not self._turning and due < self._due:
-            self._set_timer(due)
+        now = self.loop.time()
+        if not self._turning and not now - 1 < self._due <= now + seconds:  # see _wait()
+            self._set_timer(now + seconds)
 
     def _set_timer(self, due: float) -> None:
         self._due = math.inf  # until there is one again

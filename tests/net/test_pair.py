@@ -338,6 +338,7 @@ async def test_whoever_reads_a_connection_that_is_closed_here_finds_its_end():
 async def test_a_writer_that_nobody_holds_is_closed_with_a_warning():
     """Also where the collector finds it on another thread."""
     _, writer, connection, theirs = two()
+    gc.disable()  # or it may be found here before
     circle = [writer]
     circle.append(circle)
     del writer, circle
@@ -348,7 +349,10 @@ async def test_a_writer_that_nobody_holds_is_closed_with_a_warning():
 
     thread = threading.Thread(target=collect)
     thread.start()
-    await asyncio.to_thread(thread.join)
+    try:
+        await asyncio.to_thread(thread.join)
+    finally:
+        gc.enable()
     assert await read_all(theirs) == b""
     await connection.over
     theirs.close()

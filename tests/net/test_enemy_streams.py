@@ -1,0 +1,143 @@
+"""What an enemy has found in streams: loops and threads that are not theirs, two who close at once,
+moves that are struck half-way, and what the other side may do with urgent data."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import threading
+
+import pytest
+import trustme
+from conftest import HANG_GUARD
+from kit.streams import cancelled, connected, narrow, waits
+
+from peertalk import errors
+from peertalk.net import Listener, Stream, Worker
+from peertalk.runtime.reactor import here
+
+
+async def ends() -> tuple[Stream, Stream]:
+    """Both ends of a connection, which nobody closes."""
+    async with await Listener.bind("127.0.0.1:0") as listener:
+        return await Stream.connect(listener.local_addr), await listener.accept()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_another_loop_of_the_same_thread_is_refused(closed):
+    """As another thread is, and with the same error."""
+    with asyncio.Runner() as runner:
+        ours, theirs = runner.run(ends())
+        if closed:
+            runner.close()
+
+        async def use() -> None:
+            for call in (ours.read(timeout=1), ours.write_all(b"x" * 10_000_000, timeout=1)):
+                with pytest.raises(errors.InvalidState, match="another asyncio loop"):
+                    await call
+
+        with asyncio.Runner() as other:
+            other.run(use())
+        ours.close_now()
+        theirs.close_now()
+
+
+async def test_two_who_close_at_once_are_not_told_of_each_other():
+    async with connected() as (ours, theirs):
+        narrow(ours, theirs)
+        ours.write_soon(b"x" * 2_000_000)
+        await asyncio.gather(ours.aclose(), ours.aclose())
+
+
+async def test_a_stream_that_is_closed_on_its_way_is_registered_nowhere():
+    """Its descriptor may be another socket's when it arrives."""
+    going = threading.Event()
+    with Worker() as worker:
+        async with connected() as (ours, _):
+            worker.submit(going.wait)
+            moving = await waits(ours.move_to(worker))
+            await cancelled(moving)
+            await ours.aclose()
+            one, other = socket.socketpair()  # the lowest descriptors that are free
+            with one, other:
+                going.set()
+                assert await asyncio.to_thread(worker.run, worker.statistics)
+                assert worker.statistics().sockets == 0
+        assert ours.closed
+
+
+async def test_what_follows_urgent_data_is_read():
+    """The system ends a read there, and tells no second change."""
+    async with connected() as (ours, theirs):
+        with socket.socket(fileno=os.dup(theirs.fileno())) as raw:
+            raw.send(b"before")
+            raw.send(b"!", socket.MSG_OOB)
+            raw.send(b"behind")
+            while len(raw.getsockname()) != 2:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+        data = b""
+        while len(data) < 12:
+            data += await ours.read(timeout=5)
+        assert data.replace(b"!", b"") == b"beforebehind"
+
+
+@pytest.mark.parametrize("wrong", ["context", "name", "cancelled"])
+async def test_tls_that_cannot_begin_ends_the_stream(wrong):
+    """As docs/streams.md and start_tls() say: when that fails, or is cancelled, it is closed."""
+    client = ssl.create_default_context()
+    async with connected() as (ours, _):
+        if wrong == "cancelled":
+            narrow(ours)
+            ours.write_soon(b"x" * 5_000_000)
+            await cancelled(await waits(ours.start_tls(client, server_hostname="x")))
+        else:
+            with pytest.raises(errors.InvalidArgument):
+                await ours.start_tls(
+                    client, server_side=wrong == "context", server_hostname="." * 5
+                )
+        assert ours.closed
+
+
+async def test_an_answer_arrives_though_nobody_has_read_the_question():
+    """A socket that is closed with something to read is reset by the system, which drops what has
+    not arrived."""
+    async with connected() as (ours, theirs):
+        await ours.write_all(b"a question")
+        while not here()._registered[theirs.token.tag].handler.state.readable:
+            await asyncio.sleep(0.001)
+        theirs.write_soon(b"x" * 1_000_000)
+        closing = asyncio.create_task(theirs.aclose(timeout=HANG_GUARD))
+        size = 0
+        while data := await ours.read(timeout=HANG_GUARD):
+            size += len(data)
+            await asyncio.sleep(0.001)
+        assert size == 1_000_000
+        await closing
+
+
+async def test_what_a_client_of_tls_sent_last_arrives():
+    """The server of TLS 1.3 sends tickets of its own accord. Who closes without having read them
+    resets the connection: half of what he has sent is lost."""
+    authority = trustme.CA()
+    server, client = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+    )
+    authority.issue_cert("server.example").configure_cert(server)
+    authority.configure_trust(client)
+    async with connected() as pair:
+        ours, theirs = await asyncio.gather(
+            pair[0].start_tls(client, server_hostname="server.example"),
+            pair[1].start_tls(server, server_side=True),
+        )
+        ours.write_soon(b"x" * 3_000_000)
+        closing = asyncio.create_task(ours.aclose(timeout=HANG_GUARD))
+        size = 0
+        while data := await theirs.read(timeout=HANG_GUARD):
+            size += len(data)
+            await asyncio.sleep(0.001)
+        assert size == 3_000_000
+        await closing
