@@ -22,7 +22,8 @@ from ..protocol.orders import (
     Token,
 )
 from ..protocol.socket_state import AsyncSocketHandler, AsyncSocketState, SocketInterest
-from ..runtime.reactor import RECEIVE_BUFFER, Reactor, ReactorStatistics, adopt
+from ..protocol.statistics import ReactorStatistics
+from ..runtime.reactor import RECEIVE_BUFFER, Reactor, adopt
 
 _numbers = itertools.count(1)
 

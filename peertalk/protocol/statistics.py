@@ -272,3 +272,17 @@ class LinkTotals:
 
 _ALIKE = tuple(sorted({*LinkTotals.__slots__} & {*NodeStatistics.__struct_fields__}))
 """Sums that a node reports under the name that they have here."""
+
+
+class ReactorStatistics(msgspec.Struct, frozen=True):
+    """Counters since the reactor opened."""
+
+    sockets: int
+    """Registered now."""
+    turns: int
+    events: int
+    """Times that a socket was told to be ready."""
+    timeouts: int
+    """Timers that have expired."""
+    orders: int
+    """From other threads."""

@@ -17,12 +17,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import errors
 from .._core import load, values
 from ..protocol.orders import Token, Tokens
 from ..protocol.socket_state import AsyncSocketHandler, SocketDescriptor, Ticks
+from ..protocol.statistics import ReactorStatistics
 from . import forks
 from .worker import Worker
 
@@ -73,20 +74,6 @@ class Timer:
         """Do not call it."""
         if self._reactor._timers.pop(self._tag, None) is not None:
             self._timer.cancel()
-
-
-class ReactorStatistics(NamedTuple):
-    """Counters since the reactor opened."""
-
-    sockets: int
-    """Registered now."""
-    turns: int
-    events: int
-    """Times that a socket was told to be ready."""
-    timeouts: int
-    """Timers that have expired."""
-    orders: int
-    """From other threads."""
 
 
 class Reactor:

@@ -16,7 +16,7 @@ import types
 import unittest
 
 import pytest
-import trustme
+from kit.certificates import make_authority, signs
 
 from peertalk import net
 from peertalk.net.compat import LIMIT
@@ -520,7 +520,7 @@ async def test_host_and_socket_exclude_each_other_and_one_is_needed():
 @pytest.fixture(scope="module")
 def contexts():
     """Of a server, and of a client that trusts it."""
-    authority = trustme.CA()
+    authority = make_authority()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1", "server.example").configure_cert(server)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -528,6 +528,7 @@ def contexts():
     return server, client
 
 
+@signs
 async def test_lines_go_there_and_back_encrypted(contexts):
     """The certificate is that of the host, unless another name is given."""
     async with await net.start_server(echo, "127.0.0.1", 0, ssl=contexts[0]) as server:
@@ -548,6 +549,7 @@ async def test_lines_go_there_and_back_encrypted(contexts):
             await writer.wait_closed()
 
 
+@signs
 async def test_a_certificate_that_is_not_trusted_is_what_ssl_raises(contexts):
     """Programs catch ssl.SSLCertVerificationError; and the server goes on."""
     told = []
@@ -566,6 +568,7 @@ async def test_a_certificate_that_is_not_trusted_is_what_ssl_raises(contexts):
     assert told == []
 
 
+@signs
 async def test_a_server_that_leaves_before_tls_is_agreed_on_resets_the_connection(contexts):
     """As asyncio says it; and the reader, the writer and the server are over."""
 
@@ -578,6 +581,7 @@ async def test_a_server_that_leaves_before_tls_is_agreed_on_resets_the_connectio
             await net.open_connection("127.0.0.1", port_of(server), ssl=contexts[1])
 
 
+@signs
 async def test_closing_an_encrypted_connection_that_is_gone_raises_nothing(contexts):
     """What TLS says at its end finds nobody."""
     got = asyncio.Queue()
@@ -611,6 +615,7 @@ async def test_what_makes_no_sense_of_tls_is_refused(options, error):
         await net.start_server(echo, "127.0.0.1", 0, ssl=True)
 
 
+@signs
 async def test_a_handshake_that_is_cut_off_closes_the_connection(contexts):
     """The other side does not sit there for ever."""
     loop = asyncio.get_running_loop()

@@ -10,8 +10,8 @@ import ssl
 import threading
 
 import pytest
-import trustme
 from conftest import HANG_GUARD
+from kit.certificates import make_authority, signs
 from kit.streams import cancelled, connected, narrow, waits
 
 from peertalk import errors
@@ -118,10 +118,11 @@ async def test_an_answer_arrives_though_nobody_has_read_the_question():
         await closing
 
 
+@signs
 async def test_what_a_client_of_tls_sent_last_arrives():
     """The server of TLS 1.3 sends tickets of its own accord. Who closes without having read them
     resets the connection: half of what he has sent is lost."""
-    authority = trustme.CA()
+    authority = make_authority()
     server, client = (
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),

@@ -9,15 +9,15 @@ from typing import Any
 
 import httpcore
 import pytest
-import trustme
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
+from kit.certificates import make_authority, signs
 
 import peertalk.net as net
 from peertalk import errors
 from peertalk.net import Stream, TlsStream
 
-HTTP = {errors.Timeout: httpcore.ReadTimeout, errors.NetworkError: httpcore.ReadError}
+pytestmark = signs
 
 
 class Backend(httpcore.AsyncNetworkBackend):
@@ -87,7 +87,7 @@ async def application(scope, receive, send) -> None:
 
 @pytest.fixture
 def certificates(tmp_path):
-    authority = trustme.CA()
+    authority = make_authority()
     certificate = authority.issue_cert("127.0.0.1")
     for name, part in (
         ("key", certificate.private_key_pem),

@@ -6,19 +6,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from typing import Any
 
 import pytest
-import trustme
 from conftest import HANG_GUARD
+from kit.certificates import make_authority, signs
 from kit.streams import cancelled, connected, narrow, read_all, waits
 
 from peertalk import errors
 from peertalk.net import Listener, Stream, TlsStream
 
+pytestmark = signs
+
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
+def authority() -> Any:
+    return make_authority()
 
 
 @pytest.fixture(scope="module")
