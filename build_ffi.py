@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent
 FOLDERS = {"core": ("core", "platform", "border"), "_sim": ("core", "sim", "classic")}
 C_ALONE = (
     "check inside lock ready pure reader provider sender large native batch bytes "
-    "waker layouts channel turn futures methods"
+    "waker layouts channel turn futures"
 ).split()
 """Last words of the headers that nobody calls from Python; all others are declared there."""
 SECTIONS = ("-ffunction-sections", "-fdata-sections")

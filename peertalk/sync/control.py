@@ -31,6 +31,9 @@ _GRACE = 0.01
 """Seconds after a turn of another thread in which that thread is expected again."""
 _LATEST = 3600.0
 """Seconds of one sleep at most, which poll(2) counts in milliseconds of 31 bits."""
+_BEGINS = 1.0
+"""Seconds that a thread may take to begin. Nobody can tell one that is about to from one that never
+will, where a signal handler has struck its start."""
 
 
 class _End:
@@ -66,6 +69,8 @@ class Control:
         self._thread: threading.Thread | None = None
         self._working = threading.Lock()
         """The thread has it while it works."""
+        self._begun = threading.Event()
+        """Set when the thread runs: where a signal handler has struck its start, it may never."""
 
     def start(self, engine: Transport, name: str) -> None:
         """Begin, once; the caller holds the lock, or nobody else knows the engine.
@@ -112,6 +117,9 @@ class Control:
         thread = self._thread
         here = threading.current_thread()
         if waits and thread is not None and thread is not here and not sys.is_finalizing():
+            if not self._begun.wait(_BEGINS):  # a signal handler has struck its start
+                self._close()
+                return
             # join() of several threads, of which one is struck by a signal handler, may raise that
             # its lock is not locked: so they wait here, and there is next to nothing to join
             with self._working:
@@ -131,6 +139,7 @@ class Control:
                 os.close(each)
 
     def _run(self, *of_engine: Any) -> None:
+        self._begun.set()
         with self._working:
             self._work(*of_engine)
 

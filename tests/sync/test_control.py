@@ -56,6 +56,28 @@ def test_it_has_one_worker_and_one_thread_that_decides_unless_it_is_told_otherwi
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_signal_that_strikes_the_start_of_the_thread_is_raised_as_it_is(monkeypatch, begins):
+    """Before the thread has begun, or just after: RuntimeError was raised in its place, "cannot
+    join thread before it is started", and the node kept its descriptors."""
+    monkeypatch.setattr(control, "_BEGINS", GUARD if begins else 0.01)
+    start = threading.Thread.start
+
+    def struck(thread):
+        if "control" not in thread.name or begins:
+            start(thread)
+        if "control" in thread.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", struck)
+    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            sync.Node("ada", **loopback()).start()
+    assert threading.active_count() == threads
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
 def test_what_is_kicked_while_it_ends_is_no_other_file(monkeypatch):
     """The number of a descriptor that was closed is that of the next file which is opened, and the
     kick was written into that."""
