@@ -283,10 +283,11 @@ static int epoll_register(posix_data *data, const pt_source *source)
     struct epoll_event event;
     memset(&event, 0, sizeof event);
     event.data.ptr = (void *)(uintptr_t)source;
-    event.events = ((source->interest & PT_WANT_READ) ? (uint32_t)EPOLLIN : 0) |
-                   ((source->interest & PT_WANT_WRITE) ? (uint32_t)EPOLLOUT : 0) |
-                   (source->edge ? (uint32_t)EPOLLET : 0) |
-                   ((source->interest & PT_WANT_EDGE) ? (uint32_t)(EPOLLET | EPOLLRDHUP | EPOLLPRI) : 0);
+    event.events =
+        ((source->interest & PT_WANT_READ) ? (uint32_t)EPOLLIN : 0) |
+        ((source->interest & PT_WANT_WRITE) ? (uint32_t)EPOLLOUT : 0) |
+        (source->edge ? (uint32_t)EPOLLET : 0) |
+        ((source->interest & PT_WANT_EDGE) ? (uint32_t)(EPOLLET | EPOLLRDHUP | EPOLLPRI) : 0);
     int operation = source->registered == UNREGISTERED ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
     if (epoll_ctl(data->epoll_fd, operation, (int)source->handle, &event) == 0)
         return PT_OK;
