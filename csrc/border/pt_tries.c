@@ -15,6 +15,10 @@
 /* ---------------------------------------------------------------------------- what was read ahead */
 
 /* Keep bytes behind those that were read ahead. 0, or -1 with an exception. */
+/* Bytes that are asked of the memory before any has come, at most: a length may be the other side's
+ * word. What is longer grows as it comes. */
+#define WHOLE_MAX ((size_t)16 << 20)
+
 static int append(PyObject *left, const void *data, size_t size)
 {
     Py_ssize_t before = PyByteArray_Size(left);
@@ -241,6 +245,8 @@ static int begin_read(pt_future *self, PyObject **result)
     }
     if (self->kind == PT_FUTURE_READ || self->size <= AHEAD)
         return PT_GO;
+    if (self->size > WHOLE_MAX)
+        return PT_ASK;
     self->whole = PyBytes_FromStringAndSize(NULL, size);
     if (self->whole == NULL)
         return PT_FAIL;
