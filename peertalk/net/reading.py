@@ -148,9 +148,25 @@ class Reading(ABC):
 
 
 def check_size(size: int) -> None:
-    """Raises InvalidArgument for a number of bytes that cannot be read."""
+    """Raises WrongType or InvalidArgument for a number of bytes that cannot be read."""
+    if not isinstance(size, int):
+        raise errors.WrongType(f"size {errors.shown(size)}: read a number of bytes")
     if size < 0:
         raise errors.InvalidArgument(f"size {size:,}: read a number of bytes from 0 up")
+
+
+def bytes_of(data: Buffer) -> memoryview:
+    """What is to be written, as bytes.
+
+    Raises:
+        WrongType: it is no contiguous buffer.
+    """
+    try:
+        return memoryview(data).cast("B")
+    except TypeError:
+        raise errors.WrongType(
+            f"{errors.shown(data)} cannot be written: give bytes; encode() text first"
+        ) from None
 
 
 def discard(connection: socket.socket) -> None:

@@ -19,7 +19,7 @@ from ..protocol.socket_addresses import AddressLike
 from ..runtime.reactor import NOT_READY, Reactor, here, quicken
 from .addresses import Resolved, resolve
 from .endpoint import Endpoint, fault, peer_of
-from .reading import Buffer, Reading, discard
+from .reading import Buffer, Reading, bytes_of, discard
 from .tls import TlsStream
 from .worker import Worker
 
@@ -217,7 +217,7 @@ class Stream(Endpoint, Reading):
         """
         self._begin_write()
         until = None
-        with memoryview(data).cast("B") as view:
+        with bytes_of(data) as view:
             while True:
                 taken = await self._put(view)
                 if taken or not view:
@@ -236,7 +236,7 @@ class Stream(Endpoint, Reading):
             As write().
         """
         self._begin_write()
-        size = len(data) if data.__class__ is bytes else memoryview(data).nbytes
+        size = len(data) if data.__class__ is bytes else bytes_of(data).nbytes
         if size < _GATHER and self._out.tick == self._reactor.ticks.tick:
             if len(self._out_buffer) + size <= _FULL and not self.state.closed:
                 self._gather(data)
@@ -249,15 +249,15 @@ class Stream(Endpoint, Reading):
                 return
             self._after(taken, size)
             if taken > 0:
-                with memoryview(data).cast("B") as view:
+                with bytes_of(data) as view:
                     await self._write_rest(view[taken:], True, timeout)
                 return
-        with memoryview(data).cast("B") as view:
+        with bytes_of(data) as view:
             await self._write_rest(view, False, timeout)
 
     async def _write_on(self, data: Buffer, done: int) -> None:
         """The rest of write_all(), behind so many bytes that have left."""
-        with memoryview(data).cast("B") as view:
+        with bytes_of(data) as view:
             await self._write_rest(view[done:], True, None)
 
     async def _write_rest(self, view: memoryview, begun: bool, timeout: float | None) -> None:
@@ -374,7 +374,7 @@ class Stream(Endpoint, Reading):
                 self._after(taken, size)
                 if taken == size:
                     return
-                data = memoryview(data).cast("B")[max(taken, 0) :]
+                data = bytes_of(data)[max(taken, 0) :]
         self._gather(data)
 
     async def drain(self, *, timeout: float | None = None) -> None:

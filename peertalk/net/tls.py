@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 from .. import errors
 from ..protocol.socket_state import AsyncSocketState
 from ..runtime.reactor import Reactor
-from .reading import Buffer, Reading, discard
+from .reading import Buffer, Reading, bytes_of, discard
 
 _RECORD = 16_384
 """Bytes of one TLS record, at most (RFC 8446, 5.1): a slice of work."""
@@ -210,7 +210,7 @@ class TlsStream(Reading):
         Raises:
             As Stream.write().
         """
-        with memoryview(data).cast("B") as view:
+        with bytes_of(data) as view:
             piece = view[:_RECORD]
             await self.write_all(piece, timeout=timeout)
             return len(piece)
@@ -224,7 +224,7 @@ class TlsStream(Reading):
         self._begin_write()
         until = self._until(timeout)
         self._writing = True
-        with memoryview(data).cast("B") as view:
+        with bytes_of(data) as view:
             at = 0
             try:
                 while at < len(view):
@@ -263,7 +263,7 @@ class TlsStream(Reading):
             As Stream.write_soon().
         """
         self._begin_write()
-        self._encrypt(memoryview(data).cast("B"))
+        self._encrypt(bytes_of(data))
 
     def _encrypt(self, view: memoryview) -> None:
         """Encrypt all of this, and send that as soon as there is room."""

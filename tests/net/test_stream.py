@@ -76,6 +76,18 @@ async def test_nothing_is_read_where_nothing_is_asked_for():
             await theirs.readexactly(-1)
 
 
+async def test_what_is_no_number_and_no_bytes_is_refused_by_name():
+    async with connected() as (ours, theirs):
+        for call in (theirs.read("1"), theirs.readexactly(1.5)):
+            with pytest.raises(errors.WrongType, match="a number of bytes"):
+                await call
+        for call in (ours.write("text"), ours.write_all("text"), ours.write_all(7)):
+            with pytest.raises(errors.WrongType, match="encode"):
+                await call
+        await ours.write_all(b"x")
+        assert await theirs.read() == b"x"
+
+
 async def test_lines_are_read_however_they_were_cut():
     async with connected() as (ours, theirs):
         for piece in (b"on", b"e\r", b"\ntwo\r\nthree"):
