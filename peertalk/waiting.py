@@ -31,13 +31,15 @@ class Waiting:
     as the only item; None: nothing.
     """
 
-    __slots__ = ("_resume", "future", "got", "told")
+    __slots__ = ("_left", "_resume", "future", "got", "told")
 
     def __init__(
         self, loop: AbstractEventLoop, resume: Callable[[Callable[[], object]], bool] | None
     ) -> None:
         self.future: Future[None] = Future(loop=loop)
         self._resume = resume
+        self._left: tuple[Any, Context] | None = None
+        """The step that the task is to take, and in what context, until it was taken."""
         self.got: list[Any] = [None]
         self.told = False
 
@@ -72,30 +74,23 @@ class Waiting:
         return True
 
     def go_on(self) -> None:
-        """The task takes its next step, now. Raises what it ends with, if that is no Exception."""
+        """The task takes its next step, now. Raises what it ends with, if that is no Exception.
+        Whoever calls this calls it again after an exception: a signal handler may have raised
+        before the task went on. Once it has gone on, a call does nothing."""
         future = self.future
-        if future.done():
-            return
-        steps = future._callbacks
-        if not steps:
-            future.set_result(None)
-            return
-        step, context = steps[0]
-        try:
-            future.remove_done_callback(step)
-            future.set_result(None)
-            context.run(step, future)
-        except BaseException:
-            self._mend(step, context)
-            raise
-
-    def _mend(self, step: Any, context: Context) -> None:
-        """A signal handler may have struck before the task went on: the loop lets it, then."""
-        future = self.future
-        if step.__self__._fut_waiter is not future:
-            return
-        registered = bool(future._callbacks)
+        if self._left is None:
+            if future.done():
+                return
+            steps = future._callbacks
+            if not steps:
+                future.set_result(None)
+                return
+            self._left = steps[0]
+        step: Any
+        step, context = self._left
+        future.remove_done_callback(step)
         if not future.done():
             future.set_result(None)
-        if not registered:
-            future.get_loop().call_soon(step, future, context=context)
+        if step.__self__._fut_waiter is future:
+            context.run(step, future)
+        self._left = None

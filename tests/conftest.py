@@ -52,7 +52,12 @@ settings.load_profile("soak" if SOAK else "ci")
 def pytest_configure(config: pytest.Config) -> None:
     """LeakSanitizer's tracer can crash in a process that ends while its threads do, and then the
     exit status is the sanitizer's. Leaks are to be found by the processes that run tests; what
-    these start looks for none."""
+    these start looks for none.
+
+    A process of the tests that ends before its time ends the run, which has failed: pytest-xdist
+    may wait for ever for one that takes its place (its issue 784)."""
+    if getattr(config.option, "maxworkerrestart", 0) is None:
+        config.option.maxworkerrestart = "0"
     runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
     if runs_tests and "ASAN_OPTIONS" in os.environ:
         os.environ["ASAN_OPTIONS"] += ":detect_leaks=0"

@@ -763,6 +763,7 @@ ELSEWHERE = {
     "_pyinstaller.hook-peertalk": "tests/test_packaging.py",
 }
 C_ELSEWHERE = {
+    "pt_again": "tests/core/test_futures.py",
     "pt_channel": "tests/core/test_futures.py",  # what is awaited of a stream is one thing
     "pt_layouts": "tests/core/test_futures.py",
     "pt_methods": "tests/core/test_futures.py",

@@ -397,6 +397,18 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
     return bound != NULL ? pt_batch_turn(bound, events, NULL, NULL) : NULL;
 }
 
+bound_loop *pt_batch_of(PyObject *turn)
+{
+    PyObject *capsule = PyCFunction_CheckExact(turn) ? PyCFunction_GetSelf(turn) : NULL;
+    if (capsule == NULL || !PyCapsule_CheckExact(capsule)) {
+        PyErr_SetString(PyExc_TypeError, "give the turn of a loop");
+        return NULL;
+    }
+    bound_loop *bound = PyCapsule_GetPointer(capsule, NULL);
+    PT_ASSERT(bound != NULL || PyErr_Occurred());
+    return bound;
+}
+
 static void free_loop(PyObject *capsule)
 {
     bound_loop *bound = PyCapsule_GetPointer(capsule, NULL);

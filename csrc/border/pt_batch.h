@@ -38,6 +38,9 @@ typedef struct bound_loop {
     int busy;       /* 1: a turn runs; a finalizer that calls it again is refused */
 } bound_loop;
 
+/* What a turn of bind_loop() is bound to. NULL with TypeError: it is none. */
+bound_loop *pt_batch_of(PyObject *turn);
+
 /* A turn, or what a worker's turns have brought. PT_OK or a code; before anything was read, or with
  * what was read kept here. */
 int pt_batch_gather(bound_loop *bound);

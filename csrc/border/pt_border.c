@@ -3,6 +3,7 @@
 
 #include "pt_border.h"
 
+#include "pt_again.h"
 #include "pt_assert.h"
 #include "pt_batch.h"
 #include "pt_bytes.h"
@@ -43,6 +44,8 @@ int pt_border_attach(void *module)
         result = pt_pure_attach(module);
     if (result == 0)
         result = pt_reader_attach(module);
+    if (result == 0)
+        result = pt_again_attach(module);
     if (result != 0)
         PyErr_Clear();
     PT_ASSERT(!PyErr_Occurred());

@@ -41,7 +41,7 @@
  * not raised. The owner keeps the memory alive.
  *
  * Those of pt_pure.h and pt_bytes.h, what pt_waker.h, pt_layouts.h, pt_channel.h, pt_turn.h and
- * pt_futures.h describe, and the type of pt_reader.h are added too.
+ * pt_futures.h describe, and the types of pt_reader.h and pt_again.h are added too.
  *
  * Wrong types raise TypeError; send_many that has accepted some returns PT_ERR_INVALID_PARAM as
  * code instead, so that the count is not lost. Lack of memory for a payload ends its link with

@@ -322,8 +322,7 @@ static PyMethodDef take_method = {"take", (PyCFunction)(void (*)(void))take, MET
 /* Fill in what the function is bound to; 0 with an exception. */
 static int fill(taker *self, PyObject *const *arguments)
 {
-    PyObject *capsule = PyCFunction_GetSelf(arguments[0]);
-    self->bound = capsule != NULL ? PyCapsule_GetPointer(capsule, NULL) : NULL;
+    self->bound = pt_batch_of(arguments[0]);
     if (self->bound == NULL || !PyArg_ParseTuple(arguments[1], "OO", &self->message, &self->open) ||
         !PyArg_ParseTuple(arguments[2], "O!O!OOO", &PyDict_Type, &self->direct, &PyList_Type,
                           &self->came, &self->inbox, &self->totals, &self->lock) ||

@@ -78,6 +78,17 @@ static int serve_event(void *server_context, const pt_event *event)
 
 /* --------------------------------------------------------------------------------------- a turn */
 
+/* An exception has ended this call, maybe before it had begun: the next turn makes it again. */
+static void call_again(PyObject *woken, PyObject *first)
+{
+    PyObject *kind, *value, *trace;
+    PyErr_Fetch(&kind, &value, &trace);
+    PT_ASSERT(kind != NULL);
+    if (PyList_Insert(woken, 0, first) != 0)
+        PyErr_WriteUnraisable(first);
+    PyErr_Restore(kind, value, trace);
+}
+
 /* Those who were woken take a step; whomever these wake waits for the next turn. 0, or -1 with what
  * one of them has ended with. */
 static int go_on(const served_loop *self)
@@ -91,6 +102,8 @@ static int go_on(const served_loop *self)
         }
         Py_INCREF(first);
         result = PyList_SetSlice(self->woken, 0, 1, NULL) == 0 ? PyObject_CallNoArgs(first) : NULL;
+        if (result == NULL)
+            call_again(self->woken, first);
         Py_DECREF(first);
         Py_XDECREF(result);
     }
@@ -155,12 +168,7 @@ static int fill(served_loop *self, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "OOLO!O!:bind_serve", &turn, &held, &self->credit,
                           &PyDict_Type, &channels, &PyList_Type, &woken))
         return -1;
-    PyObject *capsule = PyCFunction_CheckExact(turn) ? PyCFunction_GetSelf(turn) : NULL;
-    if (capsule == NULL) {
-        PyErr_SetString(PyExc_TypeError, "give the turn of a loop");
-        return -1;
-    }
-    self->bound = PyCapsule_GetPointer(capsule, NULL);
+    self->bound = pt_batch_of(turn);
     self->ticks = self->bound != NULL ? pt_layout_of(held, PT_LAYOUT_TICKS) : NULL;
     if (self->ticks == NULL)
         return -1;

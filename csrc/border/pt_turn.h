@@ -11,9 +11,10 @@
  * in each turn. channels: a dict, tag -> Channel. woken: a list of what is called after a turn.
  *
  * serve(events) -> int: a turn whose events of ready channels are told to those: how many; the
- * others are appended to the list. A negative PT_ERR_* is returned, not raised. Then each waker
- * that is in woken is called and taken out, but for those that come there meanwhile. What one of
- * them raises is raised.
+ * others are appended to the list. A negative PT_ERR_* is returned, not raised. Then each that is
+ * in woken is taken out and called, but for those that come there meanwhile. What one of them
+ * raises is raised, and it is called again in the next turn: it does nothing then, unless a signal
+ * handler has raised before it had done anything.
  *
  * Wherever a signal handler strikes, nothing is lost that the turn has found: until the tasks have
  * taken their steps no Python code runs, and when an exception leaves the call, or there are events

@@ -109,7 +109,8 @@ int pt_waker_tell_in_turn(pt_waker *waker, PyObject *woken)
 }
 
 /* An exception has ended the step. Where it was raised before the task has taken that, as a signal
- * handler may do with a task that is written in Python, the loop lets it. */
+ * handler may do with a task that is written in Python, another call does, which who has called
+ * this makes; or the loop, if that has. */
 static void mend(pt_waker *self, PyObject *step)
 {
     PyObject *kind = NULL, *value = NULL, *trace = NULL;
@@ -117,8 +118,12 @@ static void mend(pt_waker *self, PyObject *step)
     PT_ASSERT(kind != NULL);
     PyObject *task = PyObject_GetAttrString(step, "__self__");
     PyObject *awaited = task != NULL ? PyObject_GetAttrString(task, "_fut_waiter") : NULL;
-    if (awaited == (PyObject *)self && step_soon(self, step, self->context) != 0)
+    if (awaited == (PyObject *)self && self->resume != Py_None) {
+        put(&self->step, Py_NewRef(step));
+        self->state = PT_WAKER_TOLD;
+    } else if (awaited == (PyObject *)self && step_soon(self, step, self->context) != 0) {
         PyErr_WriteUnraisable(step);
+    }
     PyErr_Clear();
     Py_XDECREF(awaited);
     Py_XDECREF(task);

@@ -21,7 +21,7 @@ from peertalk import errors
 from peertalk._core.binding import PLATFORMS, Binding, moved, simulation
 from peertalk._core.handles import Reassembly
 from peertalk._core.link import Link, Timer, Watch
-from peertalk._core.pool import BufferPool, loop_pool, own_pages
+from peertalk._core.pool import BufferPool, loop_pool, receive_memory
 from peertalk._core.simulator import Host, Simulator
 from peertalk._core.values import READ, WRITE, LoopStatistics
 
@@ -95,7 +95,7 @@ class Loop:
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", max(EVENT_CAPACITY, 4 * io_budget + 4))
         self._ready = ffi.new("pt_source *[]", io_budget)
-        receive_buffer = _receive_buffer(ffi, int(lib.PT_RECEIVE_BUFFER_SIZE))
+        receive_buffer = receive_memory(ffi, int(lib.PT_RECEIVE_BUFFER_SIZE))
         setup = self._setup(epoll, push, send_limit)
         self._platform: Any = ffi.new("uint64_t[]", (ops.size(setup) + 7) // 8)
         self._memory = (
@@ -326,6 +326,12 @@ class Loop:
         bind: Callable[..., Callable[[list[Event]], int]] = self._binding.border.bind_serve
         return bind(self._turn, ticks, credit, channels, woken)
 
+    def again(self, function: Callable[[], object], struck: list[None]) -> Callable[[], object]:
+        """What calls function, and if that raises appends to struck and has a turn follow: before
+        any line of Python, which a signal handler may strike."""
+        call: Callable[[], object] = self._binding.border.Again(self._turn, function, struck)
+        return call
+
     def sender(
         self, quick: str, afar: str, accepted: str, hint: Callable[[int], object]
     ) -> Callable[[Any, Any, bool], int]:
@@ -547,15 +553,6 @@ class Loop:
     def __del__(self) -> None:
         if not self._closed:
             self.close()
-
-
-def _receive_buffer(ffi: Any, size: int) -> Any:
-    """Memory of its own pages, and a heap that keeps as much."""
-    buffer = own_pages(ffi, "uint8_t[]", size, "a receive buffer")
-    # Until a block of such a size was freed once, glibc gives the top of the heap back to the
-    # system beyond 128 KiB (mallopt(3)): the payloads of each turn would be faulted in anew.
-    bytes(2 * size)
-    return buffer
 
 
 def _check_bounds(lib: Any, io_budget: int) -> None:

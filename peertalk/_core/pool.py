@@ -75,6 +75,15 @@ def own_pages(ffi: Any, kind: str, size: int, what: str) -> Any:
     return ffi.from_buffer(kind, memory)
 
 
+def receive_memory(ffi: Any, size: int) -> Any:
+    """Memory of its own pages for what is received, and a heap that keeps as much."""
+    buffer = own_pages(ffi, "uint8_t[]", size, "a receive buffer")
+    # Until a block of such a size was freed once, glibc gives the top of the heap back to the
+    # system beyond 128 KiB (mallopt(3)): the payloads of each turn would be faulted in anew.
+    bytes(2 * size)
+    return buffer
+
+
 class BufferPool:
     """Lends buffers of a few sizes; may be used from any thread. Its table is not written to before
     so many buffers exist, so that memory which was never touched costs nothing.

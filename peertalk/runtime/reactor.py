@@ -128,6 +128,8 @@ class Reactor:
         self._slow: deque[Callable[[], bool]] = deque()
         self._flushes: deque[Callable[[], object]] = deque()
         self._flushing = False
+        self._struck: list[None] = []
+        self._on_flush = self.loop.again(self._flush, self._struck)
         self._turns = self._events = self._timeouts = self._order_count = 0
         self.closed = False
         self._driver = Worker(owner)
@@ -253,19 +255,14 @@ class Reactor:
         self._flushes.append(flush)
         if not self._flushing and not self.owner.is_closed():
             self._flushing = True
-            self.owner.call_soon(self._flush)
+            self.owner.call_soon(self._on_flush)
 
     def _flush(self) -> None:
         self._flushing = False
         self.ticks.tick += 1
-        try:
-            while self._flushes:
-                self._flushes[0]()
-                self._flushes.popleft()
-        finally:
-            if self._flushes:  # a signal handler has raised
-                self._flushing = True
-                self.owner.call_soon(self._flush)
+        while self._flushes:
+            self._flushes[0]()
+            self._flushes.popleft()
 
     # A turn ---------------------------------------------------------------------------------------
 
@@ -273,6 +270,9 @@ class Reactor:
         """Serve whatever is ready. What a handler raises goes to the exception handler of the
         loop."""
         self._turns += 1
+        if self._struck:  # a signal handler has raised
+            self._flush()
+            self._struck.clear()
         came = self._came
         if self._serve is not None:
             told = self._serve(came)

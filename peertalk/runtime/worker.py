@@ -10,28 +10,32 @@ more turn: all in the tick of the loop that read what they waited for. With asyn
 answer would leave two ticks later, and each costs a look at all descriptors. Whatever is woken by
 that second turn waits for the next tick, so that nobody else is kept waiting for long. A message
 that comes alone is given to who waits for it without any turn of the engine.
+
+Invariant: whatever a signal handler raises, and wherever, in what the asyncio loop has called here,
+another turn follows, which does what is left. That is why the loop is given native calls (Again),
+which see to that themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from .._core import values
+from ..protocol.wakeups import Wakeup
 
 _LOST = 0.1
 """Seconds after which a turn that was asked for, and has not come, is asked for again. A signal
-handler that raises takes away the callback that was just to be called; one that the loop has no
-time for comes twice, which costs little."""
+handler that raises in asyncio's own steps takes away the callback that was just to be called; one
+that the loop has no time for comes twice, which costs little."""
 _TELL = 0.06
 """Seconds after which there is a turn to tell what has left, if nobody waits for that. The core may
 keep it to itself for PT_TELL_MS."""
-_EARLY = 0.001
-"""Seconds by which a deadline seems to come nearer when nothing has changed: engines count whole
-milliseconds. A timer that is set anew for that costs as much as half a turn."""
+
+
+def _nothing() -> None: ...
 
 
 class Driven(Protocol):
@@ -77,20 +81,21 @@ class Worker:
         self._scheduled = False
         self._asked = 0.0
         self._timer: asyncio.Handle | None = None
-        self._due = math.inf
-        """When the timer is due: uvloop's handles do not all say so."""
+        self._wakeup = Wakeup()
         self._lingering: asyncio.Handle | None = None
         self._fd = -1
         self._watched: dict[int, int] = {}
         self._take: Callable[..., Any] | None = None
         """See Driven.giver(); None: each message comes by a turn."""
+        self._struck: list[None] = []
+        """Has an item when an exception has ended what the loop has called since the last turn."""
+        self._on_ready = self._on_turn = self._on_time = self._on_tell = self._on_woken = _nothing
 
     def start(self, engine: Driven) -> None:
         """Drive this engine, which has just been opened, from now on. One that cannot be driven is
         closed, and the error raised."""
-        self._engine = engine
+        self._take_over(engine)
         self._fd = engine.loop.fd
-        engine.before_release = self.stop
         engine.linger = self.linger
         if not self.loop.get_debug():  # else the log of the loop tells which task blocks it
             engine.resume = self.resume
@@ -98,7 +103,7 @@ class Worker:
             if self._fd >= 0:
                 if engine.resume is not None:
                     self._take = engine.giver()
-                self.loop.add_reader(self._fd, self._ready)
+                self.loop.add_reader(self._fd, self._on_ready)
             else:
                 engine.before_closing = self._unwatch
             self.schedule()
@@ -106,21 +111,31 @@ class Worker:
             engine.close_now()
             raise
 
+    def _take_over(self, engine: Driven) -> None:
+        self._engine = engine
+        engine.before_release = self.stop
+        again, struck = engine.loop.again, self._struck
+        self._on_ready = again(self._ready, struck)
+        self._on_turn = again(self._scheduled_turn, struck)
+        self._on_time = again(self._timed_turn, struck)
+        self._on_tell = again(self._tell, struck)
+        self._on_woken = again(self._woken_later, struck)
+
     def schedule(self) -> None:
         """Have a turn at the end of this tick."""
-        if self._turning:
+        if self._turning or self._engine is None:
             self._wanted = True
             return
         now = self.loop.time()
-        if not self._scheduled or (self._engine is not None and now - self._asked > _LOST):
-            self.loop.call_soon(self._scheduled_turn)
+        if not self._scheduled or now - self._asked > _LOST:
+            self.loop.call_soon(self._on_turn)
             self._asked = now
             self._scheduled = True
 
     def linger(self) -> None:
         """Have a turn within a moment, for what has left and nobody waits to hear of."""
         if self._lingering is None and self._engine is not None:
-            self._lingering = self.loop.call_later(_TELL, self._tell)
+            self._lingering = self.loop.call_later(_TELL, self._on_tell)
 
     def _tell(self) -> None:
         self._lingering = None
@@ -148,7 +163,6 @@ class Worker:
     def stop(self) -> None:
         """Let go of the engine, before its descriptors are closed. May be called again."""
         self._engine = None
-        self._scheduled = True  # so that nobody schedules a turn any more
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -171,18 +185,17 @@ class Worker:
         one, the task has the message without a turn: a turn is a third of a round trip. A turn
         follows within a moment, for whatever else may be due."""
         engine = self._engine
-        if engine is None or (receiver := engine.receiver) is None or self._take is None:
+        if (
+            engine is None
+            or (receiver := engine.receiver) is None
+            or self._take is None
+            or self._struck
+        ):
             self._turn()
             return
         try:
             self._turning, self._wanted = True, False
             is_given = receiver.give(self._take)
-        except BaseException:
-            self._turning = False
-            if receiver.got[0] is not None:
-                self.loop.call_soon(receiver.go_on)
-            self.schedule_anew()
-            raise
         finally:
             self._turning = False
         if self._wanted or self.woken or engine.orders or not is_given:
@@ -197,6 +210,8 @@ class Worker:
             return
         if threading.get_ident() != engine.thread:
             engine.move_here()  # the loop runs on another thread now
+        if self._struck:
+            self._mend(engine)
         try:
             self._turning, self._wanted = True, False
             engine.turn()
@@ -205,28 +220,37 @@ class Worker:
                 if self._wanted and not engine.closed:
                     self._wanted = False
                     engine.turn()
-        except BaseException:
-            self._wanted = True  # something of the turn may be left
-            raise
         finally:
             self._turning = False
-            try:
-                if self.woken:
-                    self._go_on_later()
-            finally:
-                if not engine.closed:
-                    self._wait(engine)
+        if self.woken:
+            self.loop.call_soon(self._on_woken)
+        if not engine.closed:
+            self._wait(engine)
+
+    def _mend(self, engine: Driven) -> None:
+        """An exception has ended what the loop has called: nobody knows how far that was. What was
+        asked for before may be lost, and a turn follows; a task that was given a message has it
+        in the end of that."""
+        self._struck.clear()
+        self._scheduled = False
+        self._wakeup.is_gone()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._lingering = None
+        engine.owes = False
+        receiver = engine.receiver
+        if receiver is not None and receiver.got[0] is not None:
+            self.woken.append(receiver.go_on)
 
     def resume(self, go_on: Callable[[], object]) -> bool:
         """Have a task go on: when this turn is done, or else in the next tick. go_on: lets the task
-        take a step; the second of two calls, after a signal handler, does nothing. False: the loop
-        is closed."""
-        if self._turning:
-            self.woken.append(go_on)
-        elif self.loop.is_closed():
-            return False
-        else:
-            self.loop.call_soon(go_on)
+        take a step; it is called again if it raises, and does nothing when the task has gone on.
+        False: the loop is closed."""
+        if not (self._turning or self.woken):
+            if self.loop.is_closed():
+                return False
+            self.loop.call_soon(self._on_woken)
+        self.woken.append(go_on)
         return True
 
     def _go_on(self) -> None:
@@ -240,46 +264,46 @@ class Worker:
             if woken and woken[0] is go_on:  # else the task has run a loop within the loop
                 del woken[0]
 
-    def _go_on_later(self) -> None:
-        woken = self.woken
-        while woken:
-            self.loop.call_soon(woken[0])
-            del woken[0]
+    def _woken_later(self) -> None:
+        """Those who were woken in a tick, or by the second turn of one, take a step in the next."""
+        self._go_on()
+        if self.woken:
+            self.loop.call_soon(self._on_woken)
 
     def _wait(self, engine: Driven) -> None:
         """Be called again when there is something to do."""
-        try:
-            if self._fd < 0:
+        if self._fd < 0:
+            try:
                 self._watch_all(engine)
-            delay = 0.0 if self._wanted else engine.loop.next_timeout()
-            if delay is None:
-                return
-            if delay <= 0:
-                self.schedule()
-                return
-            now = self.loop.time()
-            if not now - 1 < self._due < now + delay + _EARLY:  # one that is late was dropped
-                self._set_timer(now + delay)
-        except BaseException:
-            self._timer = self.loop.call_later(_LOST, self._timed_turn)
-            self._due = self.loop.time() + _LOST
-            raise
+            except BaseException:  # it may be what wakes that is not watched
+                self.loop.call_later(_LOST, self._on_time)
+                raise
+        delay = 0.0 if self._wanted else engine.loop.next_timeout()
+        if delay is None:
+            return
+        if delay <= 0:
+            self.schedule()
+            return
+        now = self.loop.time()
+        if not self._wakeup.is_soon_enough(now, delay):
+            self._set_timer(now + delay)
 
     def expect(self, seconds: float) -> None:
         """Something is due in so many seconds, which was armed since the last turn."""
         now = self.loop.time()
-        if not self._turning and not now - 1 < self._due <= now + seconds:  # see _wait()
+        if not (self._turning or self._wakeup.is_soon_enough(now, seconds)):  # see _wait()
             self._set_timer(now + seconds)
 
     def _set_timer(self, due: float) -> None:
-        self._due = math.inf  # until there is one again
+        self._wakeup.is_gone()  # until there is one again
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_at(due, self._timed_turn)
-        self._due = due
+        self._timer = self.loop.call_at(due, self._on_time)
+        self._wakeup.is_set(due)
 
     def _timed_turn(self) -> None:
-        self._timer, self._due = None, math.inf
+        self._timer = None
+        self._wakeup.is_gone()
         self._turn()
 
     def _watch_all(self, engine: Driven) -> None:
@@ -315,7 +339,7 @@ class Worker:
         remove: Callable[[int], object],
     ) -> None:
         if wanted and not present:
-            add(fd, self._turn)
+            add(fd, self._on_ready)
         elif present and not wanted:
             remove(fd)
 

@@ -115,9 +115,8 @@ class Driver(Worker):
 
     def start(self, engine: Driven) -> None:
         """Drive this engine from now on."""
-        self._engine = engine
+        self._take_over(engine)
         self._engine_loop = engine.loop
-        engine.before_release = self.stop
         self._box.drivers.append(self)
         self.schedule()
 

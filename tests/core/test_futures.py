@@ -286,7 +286,7 @@ async def test_what_a_step_ends_with_leaves_the_call(c_core):
         await task
 
 
-async def test_a_step_that_a_signal_took_away_is_taken_by_the_loop(c_core):
+async def test_a_step_that_a_signal_took_away_is_taken_by_the_next_call(c_core):
     """A task that is written in Python can be struck before it has noticed that it was woken."""
     struck = []
 
@@ -303,7 +303,9 @@ async def test_a_step_that_a_signal_took_away_is_taken_by_the_loop(c_core):
     waker.tell()
     (raised,) = await on_loop(waker)
     assert isinstance(raised, KeyboardInterrupt)
+    asyncio.get_running_loop().call_soon(waker)
     assert await task == "went on"
+    waker()
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -656,18 +658,52 @@ def is_ready(loop: Any) -> bool:
 
 
 def test_after_what_a_step_raises_another_turn_follows_for_the_rest(desk):
-    called = []
+    """And that step is asked to go on once more: it may not have begun."""
+    called: list[str] = []
 
     def fail() -> None:
         called.append("fail")
-        raise KeyError
+        if len(called) == 1:
+            raise KeyError
 
     desk.woken += [fail, partial(called.append, "rest")]
     with pytest.raises(KeyError):
         desk.serve(desk.came)
-    assert called == ["fail"] and len(desk.woken) == 1 and is_ready(desk.loop)
+    assert called == ["fail"] and len(desk.woken) == 2 and is_ready(desk.loop)
     assert desk.serve(desk.came) == 0
-    assert called == ["fail", "rest"] and not desk.woken
+    assert called == ["fail", "fail", "rest"] and not desk.woken
+
+
+def test_what_raises_in_a_call_of_the_loop_is_followed_by_a_turn(desk):
+    """However deep in that call; the native ones need no line of Python for that."""
+    struck: list[None] = []
+    raising: list[BaseException] = []
+
+    def function() -> None:
+        if raising:
+            raise raising[0]
+
+    turn_again = desk.loop.again(function, struck)
+    desk.loop.turn(0.0, [])
+    turn_again()
+    assert not struck and not is_ready(desk.loop)
+    raising.append(KeyboardInterrupt("now"))
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        turn_again()
+    assert struck == [None] and is_ready(desk.loop)
+    desk.loop.close()
+    with pytest.raises(KeyboardInterrupt):
+        turn_again()
+    assert len(struck) == 2
+
+
+def test_what_is_no_turn_of_a_loop_is_refused(desk):
+    again = desk.loop._binding.border.Again
+    for turn, struck in ((len, []), (print, []), (None, []), ([].append, [])):
+        with pytest.raises(TypeError, match="the turn of a loop"):
+            again(turn, print, struck)
+    with pytest.raises(TypeError):
+        again(None, print, ())
 
 
 def test_whoever_is_woken_by_a_step_waits_for_the_next_turn(desk):

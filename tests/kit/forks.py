@@ -161,7 +161,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send a signal to it, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # nobody has been told yet
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it at once."""

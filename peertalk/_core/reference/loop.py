@@ -17,6 +17,7 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from peertalk import errors
@@ -343,6 +344,19 @@ class Loop:
     def disown(self) -> None:
         """No thread owns this loop and its links until move_here()."""
         self._owner = 0
+
+    def again(self, function: Callable[[], object], struck: list[None]) -> Callable[[], object]:
+        """What calls function, and if that raises appends to struck and has a turn follow."""
+
+        def call() -> None:
+            try:
+                function()
+            except BaseException:
+                struck.append(None)
+                self.wake()
+                raise
+
+        return call
 
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is
