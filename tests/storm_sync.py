@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from functools import partial
 
 from kit.inside import engine_of
@@ -350,7 +351,13 @@ class Caller:
         give_up = time.monotonic() + GUARD
         while transport is not None and not transport.released:
             if time.monotonic() > give_up:
-                self.storm.wrong.append(f"a guest does not end ({end})")
+                left = list(transport.connections.by_tag.values())
+                half_ended = list(transport.switchboard._ending.values())
+                self.storm.wrong.append(
+                    f"a guest does not end ({end}): closing {transport.closing}, closed "
+                    f"{transport.closed}; of {left}, half ended {half_ended}"
+                )
+                faulthandler.dump_traceback(all_threads=True)
                 return
             gc.collect()  # it does nothing while another thread collects
             time.sleep(0.001)
@@ -422,6 +429,21 @@ def owed(storm: Threads) -> dict[str, int]:
     return {name: lacking[name] - failed[name] for name in NAMES if lacking[name] > failed[name]}
 
 
+def lost(storm: Threads) -> Iterator[str]:
+    """Who lacks which numbers of whom, and what the ends of that link say."""
+    for (to, sender), account in storm.accounts.items():
+        pairs = enumerate(zip(account.sent, account.got, strict=True))
+        missing = [number for number, (sent, got) in pairs if sent == 1 and not got]
+        if missing:
+            sent_by = NAMES[sender % 8 // 2]
+            out, into = storm.nodes[sent_by].peers.get(to), storm.nodes[to].peers.get(sent_by)
+            yield (
+                f"{to} lacks {len(missing):,} of {sent_by} by caller {sender // 8}, "
+                f"{missing[0]:,} to {missing[-1]:,} of {len(account.sent):,}; out {out!r} "
+                f"{out and out.stats()}; in {into!r} {into and into.stats()}"
+            )
+
+
 def settle(storm: Threads) -> None:
     draining = [storm.guarded(drain, name) for name in NAMES]
     give_up = time.monotonic() + GUARD
@@ -429,6 +451,7 @@ def settle(storm: Threads) -> None:
         time.sleep(0.1)
     if lacking:
         storm.wrong.append(f"accepted, and neither received nor failed: {lacking}")
+        storm.wrong += list(lost(storm))
     storm.drained.set()
     for thread in draining:
         thread.join(GUARD)

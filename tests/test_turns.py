@@ -696,3 +696,66 @@ def test_a_listener_that_is_refused_twice_hears_in_the_end(monkeypatch):
     assert plan.failed == "world.accept" and len(refused) == 3
     assert connected[0].connected
     meeting.close()
+
+
+def test_a_report_that_is_cut_off_loses_nothing_that_comes_meanwhile(monkeypatch):
+    """The connection ends, since nobody knows what was told. What the other side sends until it
+    hears of that, and takes for sent, is read to its end: what comes just before the socket is
+    closed would be acknowledged, and read by nobody."""
+    ada, bob = make_engine("ada"), make_engine("bob")
+    meeting = Meeting(ada, bob)
+    there = meeting.connect(ada, bob)
+    back = next(iter(bob.peers.values()))
+    sent, end, was_cut = ada.traffic.sent, ada.switchboard._end, []
+
+    def cut(*arguments):
+        if not was_cut:
+            was_cut.append(True)
+            raise Struck
+        sent(*arguments)
+
+    def send():
+        for _ in range(20):
+            if back.connected:
+                number = back.accepted.to_bytes(8, "big")
+                back.accept(number + bytes(500), False, may_block=False)
+        for _ in range(3):  # they leave, and are told as sent
+            bob.turn()
+
+    def end_late(*arguments, **more):
+        send()
+        end(*arguments, **more)
+
+    monkeypatch.setattr(ada.traffic, "sent", cut)
+    monkeypatch.setattr(ada.switchboard, "_end", end_late)
+    there.accept(b"reported", False, may_block=False)
+    meeting.until(lambda: send() or was_cut)
+    meeting.until(lambda: not ada.connections.by_tag and not bob.connections.by_tag)
+    assert meeting.raised and isinstance(meeting.raised[0], Struck)
+    arrived = [int.from_bytes(message[:8], "big") for message in meeting.received[ada]]
+    assert arrived == sorted(set(arrived))
+    assert len(arrived) == back.accepted >= 20 and not back.failed
+    meeting.close()
+
+
+def test_a_close_whose_ends_were_cut_off_is_done_by_the_next(monkeypatch):
+    """Wherever it was struck: nobody turns an engine that its owner has closed twice."""
+    ada, bob = make_engine("ada"), make_engine("bob")
+    meeting = Meeting(ada, bob)
+    meeting.connect(ada, bob)
+    end_on, was_cut = ada.switchboard._end_on, []
+
+    def cut(ending):
+        if not was_cut:
+            was_cut.append(True)
+            raise KeyboardInterrupt  # before its first step
+        end_on(ending)
+
+    monkeypatch.setattr(ada.switchboard, "_end_on", cut)
+    with pytest.raises(KeyboardInterrupt):
+        ada.close_now()
+    assert not ada.released
+    ada.close_now()
+    assert ada.released
+    meeting.until(lambda: not bob.connections.by_tag)
+    bob.close_now()

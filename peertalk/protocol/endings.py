@@ -274,12 +274,14 @@ class DeadEnd(enum.Enum):
     END = "end"
 
 
-def dead(state: State, unread: Callable[[], int]) -> DeadEnd:
-    """What is done. unread: how much has come and is not served; asked only where it counts."""
+def dead(state: State, unread: Callable[[], int], *, alive: bool = False) -> DeadEnd:
+    """What is done. unread: how much has come and is not served; asked only where it counts.
+    alive: it is not dead, though nobody here can use it: more may come until the other side has
+    heard of that."""
     if state is State.DRAINING:
         return DeadEnd.NOTHING
     used = state in (State.OPEN, State.CLOSING, State.RETIRING)
-    return DeadEnd.DRAIN if used and unread() else DeadEnd.END
+    return DeadEnd.DRAIN if used and (alive or unread()) else DeadEnd.END
 
 
 class Leaving(NamedTuple):

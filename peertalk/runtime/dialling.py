@@ -298,25 +298,36 @@ class Dialling(ClassicPeers):
             self._come_back(aside, peer)
             return
 
-    def end(self, connection: Connection, error: errors.PeerTalkError) -> None:
-        """The link is dead. If its peer was heard since that began, the network is back already and
-        the next announcement may be far."""
+    def end(
+        self, connection: Connection, error: errors.PeerTalkError, *, alive: bool = False
+    ) -> None:
+        """The link is dead, or of no use. If its peer was heard since that began, the network is
+        back already and the next announcement may be far."""
         peer, finder = connection.peer, self.finder
         heard = (
             peer is not None
             and finder is not None
             and finder.heard_within(peer.key, self.engine.config.link_timeout)
         )
-        self._give_up(connection, error)
+        self._give_up(connection, error, alive=alive)
         if heard and isinstance(peer, Remote) and finder is not None:
             for address in finder.discovery.addresses(peer.key)[:1]:
                 self.heard(peer, address)
 
-    def _give_up(self, connection: Connection, error: errors.PeerTalkError) -> None:
-        """Use a dead link no more."""
-        what = endings.dead(connection.state, partial(self.engine.unread, connection))
+    def _give_up(
+        self, connection: Connection, error: errors.PeerTalkError, *, alive: bool = False
+    ) -> None:
+        """Use a dead link no more. alive: the other side hears of that, ends its half behind what
+        it has sent, and all of that is read."""
+        unread = partial(self.engine.unread, connection)
+        what = endings.dead(connection.state, unread, alive=alive)
         if what is endings.DeadEnd.DRAIN:
             self.engine.log.warning("%s", error)
+            if alive:
+                patience = self.engine.config.drain_timeout
+                connection.deadline = self.engine.world.clock() + patience
+                connection.link.shut()
+                self.engine.schedule()
             connection.advance(Step.DRAIN)
             self._drain(connection, error)
         elif what is endings.DeadEnd.END:

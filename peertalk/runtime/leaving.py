@@ -10,6 +10,7 @@ Greetings, ClassicPeers, Dialling, Switchboard. What lies above is named at the 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -124,8 +125,11 @@ class Leaving(ABC):
         """After something was cut off."""
 
     @abstractmethod
-    def end(self, connection: Connection, error: errors.PeerTalkError) -> None:
-        """The link of a connection is dead: use it no more. error: what whoever waits is told."""
+    def end(
+        self, connection: Connection, error: errors.PeerTalkError, *, alive: bool = False
+    ) -> None:
+        """The link of a connection is dead, or alive and of no use: use it no more. error: what
+        whoever waits is told."""
 
     @abstractmethod
     def unhouse(self, connection: Connection, error: errors.PeerTalkError) -> None:
@@ -275,7 +279,8 @@ class Leaving(ABC):
         """End it when nothing is left to be read."""
         if connection.state is not State.DRAINING or connection.held is not None:
             return
-        if self.engine.unread(connection):
+        now = self.engine.world.clock()
+        if self.engine.unread(connection) or now < connection.deadline < math.inf:
             self._wait(connection, endings.LOOK, self._drain_on)
         else:
             self._end(connection, None)

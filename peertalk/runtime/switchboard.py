@@ -96,8 +96,10 @@ class Switchboard(Dialling):
                 self._part(connection)
 
     def close_now(self) -> None:
-        """End every connection."""
+        """End every connection, those too whose end was cut off."""
         self.stop_listening()
+        for ending in list(self._ending.values()):
+            self._end_on(ending)
         for connection in list(self.connections.by_tag.values()):
             self._end(
                 connection,
@@ -309,7 +311,7 @@ class Switchboard(Dialling):
             return
         if kind == values.SENT and isinstance(peer, Remote):
             self.traffic.tell_sent_again(peer, connection)
-        self.end(connection, endings.cut_off(error))
+        self.end(connection, endings.cut_off(error), alive=True)
         if isinstance(peer, Remote) and peer.connection is None:
             peer.reported = peer.accepted - peer.queued
 

@@ -569,9 +569,10 @@ def _let_hold(connection: socket.SocketType, size: int) -> None:
 def _bare(connection: socket.socket) -> socket.SocketType:
     """The same connection, non-blocking, without what the library adds to a socket: there is one
     for each idle peer."""
-    family, kind, protocol = connection.family, connection.type, connection.proto
-    bare = socket.SocketType(family, kind, protocol, connection.fileno())
-    connection.detach()
+    about = (connection.family,), (connection.type,), (connection.proto,)
+    # In one step: a signal handler that raises between two would leave the descriptor to nobody,
+    # or to both, and the one that is closed last would close what has that number by then.
+    (bare,) = map(socket.SocketType, *about, map(socket.SocketType.detach, (connection,)))
     bare.setblocking(False)
     return bare
 

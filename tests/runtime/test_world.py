@@ -7,6 +7,7 @@ Truth: the system itself, the ipaddress module, and the header of the kernel.
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import select
@@ -19,10 +20,11 @@ import time
 import types
 
 import pytest
+from kit.striking import Striking
 
 from peertalk import errors
 from peertalk.protocol.addresses import Interface
-from peertalk.runtime.world import _PKTINFO, World
+from peertalk.runtime.world import _PKTINFO, World, _bare
 
 HOME = "127.0.0.1"
 WAIT_MS = 20_000
@@ -529,3 +531,42 @@ def test_clock_and_identity_are_fit_for_their_use(world):
     first = world.clock()
     assert world.clock() >= first
     assert len(world.identity(8)) == 8 and len({world.identity(8) for _ in range(100)}) == 100
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of what a strike has left
+def test_a_socket_made_bare_has_one_owner_wherever_a_signal_strikes():
+    """With two of them the one that goes last would close whatever has that number by then."""
+
+    class Struck(BaseException):
+        pass
+
+    def strike():
+        raise Struck
+
+    def struck_at(nth):
+        ours, theirs = socket.socketpair()
+        number, striking = ours.fileno(), Striking(nth, strike, ("peertalk",))
+        striking.begin()
+        try:
+            bare = _bare(ours)
+        except Struck:
+            bare = None
+        finally:
+            striking.end()
+        is_kept = ours.fileno() >= 0
+        assert not (is_kept and bare)
+        del bare
+        if not is_kept:
+            with pytest.raises(OSError):
+                os.fstat(number)
+        ours.close()
+        with open(os.devnull) as other:
+            gc.collect()
+            os.fstat(other.fileno())
+        theirs.close()
+        return striking.struck
+
+    steps = 1
+    while struck_at(steps):
+        steps += 1
+    assert steps > 5
