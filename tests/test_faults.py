@@ -538,6 +538,9 @@ class Announcer:
         netns.ip("addr", "add", "10.66.0.1/24", "brd", "+", "dev", "eth0")
         for name in ("eth0", "eth1"):
             netns.ip("link", "set", name, "up")
+        end = time.monotonic() + GUARD
+        while "state UP" not in netns.run("ip", "link", "show", "eth0").stdout:
+            assert time.monotonic() < end, "the cable is plugged in, and nothing carries"
         self.process = fork_python("-c", TOLD + ANNOUNCER, json.dumps(options), prefix=netns.prefix)
         self.logged = []
         assert self.line() == ["ready"]
