@@ -201,14 +201,19 @@ class Listener(Endpoint):
         if not self._scarce:
             self._scarce = True
             self._reactor.report(f"a listener leaves callers waiting: {said}", error)
-        self.state.readable = False
+        state = self.state
+        state.readable = False
+        # Where the loop is told what is so, and no change, it would be told of these callers for
+        # as long as they wait: nothing is watched meanwhile.
+        when_waiting, state.when_waiting = state.when_waiting, None
         timer = self._reactor.timer(self.on_readable)
         timer.arm(_PAUSE)
         try:
             await self._ready(self._in, until)
         finally:
             timer.cancel()
-            self.state.readable = True
+            state.when_waiting = when_waiting
+            state.readable = True
 
     def __aiter__(self) -> Self:
         return self

@@ -175,11 +175,12 @@ async def test_without_memory_one_caller_is_lost_and_no_listener(monkeypatch):
 async def test_without_descriptors_a_time_out_is_kept():
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     async with await Listener.bind("127.0.0.1:0") as listener:
-        listening = listener._socket
-        listener._socket = Scarce(listening, [errno.EMFILE] * 10_000)
+        listening, failures = listener._socket, [errno.EMFILE] * 10_000
+        listener._socket = Scarce(listening, failures)
         async with await Stream.connect(listener.local_addr):
             with pytest.raises(errors.Timeout):
                 await listener.accept(timeout=0.05)
+            assert len(failures) > 9_900  # a try in each pause, and not in each turn
             listener._socket = listening
             async with await listener.accept():
                 pass
