@@ -134,8 +134,8 @@ static int try_take(pt_future *self, PyObject **result)
     intptr_t count = pt_posix_receive_bytes(channel->descriptor, shared->memory, most);
     if (count < 0)
         return refused(self, count, "read");
-    if (count == 0 && self->kind == PT_FUTURE_EXACTLY)
-        return PT_ASK; /* and is told the same */
+    if (count == 0)
+        return PT_ASK; /* and is told the same: it knows whether the connection broke */
     note_short(self, (size_t)count, most);
     size_t had = (size_t)PyByteArray_Size(channel->left);
     PT_ASSERT(had == 0 || (self->kind == PT_FUTURE_EXACTLY && had < self->size));
@@ -173,7 +173,11 @@ static int try_full(const pt_future *self, PyObject **result)
         *result = bytes;
         return PT_DONE;
     }
-    if (count >= 0) {
+    if (count == 0) {
+        Py_DECREF(bytes);
+        return PT_ASK; /* as above */
+    }
+    if (count > 0) {
         note_short(self, (size_t)count, self->size);
         *result = PyBytes_FromStringAndSize(memory, count);
     }

@@ -27,6 +27,8 @@ _GATHER = 16_384
 """Shorter writes in one tick of the loop are put together, but for the first."""
 _FULL = 65_536
 """Bytes that wait in a stream for the end of the tick at most."""
+_UNBROKEN = (errno.EPIPE, errno.EBADF, errno.ENOBUFS, errno.ENOMEM)
+"""What send(2) and recv(2) may say though all that the other side has sent can be read."""
 
 
 class Stream(Endpoint, Reading):
@@ -39,7 +41,16 @@ class Stream(Endpoint, Reading):
     none.
     """
 
-    __slots__ = ("_channel", "_left", "_moving", "_out_buffer", "_receive", "_send", "_settled")
+    __slots__ = (
+        "_broken",
+        "_channel",
+        "_left",
+        "_moving",
+        "_out_buffer",
+        "_receive",
+        "_send",
+        "_settled",
+    )
 
     _NOUN = "stream"
 
@@ -48,6 +59,7 @@ class Stream(Endpoint, Reading):
         self._out_buffer = bytearray()  # written, and not taken by the system
         self._moving: concurrent.futures.Future[None] | None = None  # to a worker
         self._settled = True  # wherever it was moving to
+        self._broken: errors.PeerTalkError | None = None  # by what, whoever has met that
         super().__init__(reactor, owned)
         self._bind(reactor)
 
@@ -163,7 +175,9 @@ class Stream(Endpoint, Reading):
                 reactor.ticks.credit -= 1
                 got = self._receive(self._fd, most)
                 if not isinstance(got, int):
-                    if len(got) < most and not state.hung_up:
+                    if not got:
+                        self._check_end()
+                    elif len(got) < most and not state.hung_up:
                         state.readable = False
                     return got
                 self._not_now(got, "read")
@@ -194,7 +208,9 @@ class Stream(Endpoint, Reading):
                     reactor.ticks.credit -= 1
                     count = reactor.calls.receive_into(self._fd, view)
                     if count >= 0:
-                        if count < len(view) and not state.hung_up:
+                        if not count:
+                            self._check_end()
+                        elif count < len(view) and not state.hung_up:
                             state.readable = False
                         return count
                     self._not_now(count, "read")
@@ -331,7 +347,7 @@ class Stream(Endpoint, Reading):
                 state.writable = False
                 if taken != NOT_READY:
                     del waits[:]
-                    state.set_error(fault(-taken, f"stream to {peer_of(self._socket)}"))
+                    state.set_error(self._met(-taken, f"stream to {peer_of(self._socket)}"))
                 break
             if taken < len(waits):
                 state.writable = False
@@ -506,7 +522,20 @@ class Stream(Endpoint, Reading):
     def _not_now(self, result: int, doing: str) -> None:
         """Raises what a try has met, unless that is "not now"."""
         if result != NOT_READY:
-            raise fault(-result, f"stream to {peer_of(self._socket)} cannot be {doing}")
+            raise self._met(-result, f"stream to {peer_of(self._socket)} cannot be {doing}")
+
+    def _met(self, number: int, what: str) -> errors.PeerTalkError:
+        """What the system has refused. That a connection broke it tells once, to reader or writer,
+        and from then on that nothing more comes, as of a stream that has ended."""
+        error = fault(number, what)
+        if number not in _UNBROKEN:
+            self._broken = self._broken or error
+        return error
+
+    def _check_end(self) -> None:
+        """Raises ConnectionClosed when it is not the end of the stream that was read."""
+        if self._broken is not None:
+            raise errors.ConnectionClosed(f"the connection broke before: {self._broken}")
 
 
 quicken(Stream)

@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 import ssl
+import struct
 import threading
 
 import pytest
@@ -116,6 +117,60 @@ async def test_an_answer_arrives_though_nobody_has_read_the_question():
             await asyncio.sleep(0.001)
         assert size == 1_000_000
         await closing
+
+
+def resets(stream):
+    """Close a stream as a process that is killed with its machine: the other side is told of no
+    end."""
+    with socket.socket(fileno=os.dup(stream.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.close_now()
+
+
+@pytest.mark.parametrize("met_by", ["a write", "a flush", "a read"])
+@pytest.mark.parametrize("call", ["read", "readinto", "readexactly", "readuntil", "timeout"])
+async def test_a_connection_that_broke_has_no_end_to_be_read(met_by, call):
+    """The system tells of it once, and of the end of the stream from then on. Whoever reads would
+    take a half of what was sent for all of it, when another one has met the break before."""
+    async with connected() as (ours, theirs):
+        await theirs.write_all(b"a half")
+        assert await ours.readexactly(6) == b"a half"
+        if met_by == "a flush":
+            narrow(ours)
+            ours.write_soon(b"x" * 10_000_000)
+        resets(theirs)
+        with pytest.raises(errors.ConnectionClosed):
+            while True:
+                if met_by == "a read":
+                    await ours.read()
+                elif met_by == "a write":
+                    await ours.write_all(b"x")
+                else:
+                    await ours.drain(timeout=HANG_GUARD)
+                await asyncio.sleep(0)
+        calls = {
+            "read": lambda: ours.read(),
+            "readinto": lambda: ours.readinto(bytearray(10)),
+            "readexactly": lambda: ours.readexactly(10),
+            "readuntil": lambda: ours.readuntil(),
+            "timeout": lambda: ours.read(timeout=HANG_GUARD),
+        }
+        for _ in range(2):
+            with pytest.raises(errors.ConnectionClosed, match="broke before"):
+                await calls[call]()
+
+
+async def test_who_writes_behind_the_end_of_the_other_side_may_read_that():
+    """That the other side takes nothing more does not mean that something is missing."""
+    async with connected() as (ours, theirs):
+        await theirs.write_all(b"all of it")
+        await theirs.aclose()
+        with pytest.raises(errors.ConnectionClosed):
+            while True:
+                await ours.write_all(b"x")
+                await asyncio.sleep(0)
+        assert await ours.read() == b"all of it"
+        assert await ours.read() == b""
 
 
 @signs
