@@ -466,10 +466,11 @@ class Stream(Endpoint, Reading):
         """
         self._enter(self._in, "reads from")
         self._enter(self._out, "writes to")
+        until = self._until(timeout)
         try:
             await self.drain(timeout=timeout)
             encrypted = TlsStream(self, context, server_side, server_hostname)
-            await encrypted.handshake(timeout)
+            await encrypted.handshake(self._rest(until))
         except BaseException:
             if not self.closed:
                 self.close_now()

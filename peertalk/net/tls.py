@@ -183,6 +183,7 @@ class TlsStream(Reading):
         self._reading = True
         try:
             while True:
+                await self._let_others()  # a record of one byte costs as much as a read
                 try:
                     return self._tls.read(min(most, _RECORD))
                 except ssl.SSLWantReadError:
@@ -242,7 +243,7 @@ class TlsStream(Reading):
                 self._writing = False
 
     async def _let_others(self) -> None:
-        """A write that the system takes at once takes one of those of this tick; when none is left
+        """What needs no wait takes one of the reads and writes of this tick; when none is left
         others have a tick before."""
         reactor = self._below._reactor
         if reactor.ticks.credit <= 0:
@@ -323,7 +324,9 @@ class TlsStream(Reading):
             raise errors.InvalidState("another task writes to this stream: one may at a time")
         self._below._begin_write()
 
-    def _failed(self, error: ssl.SSLError) -> errors.NetworkFailure:
+    def _failed(self, error: ssl.SSLError) -> errors.NetworkError:
+        if isinstance(error, ssl.SSLEOFError):
+            return errors.ConnectionClosed(f"{self._whom()} has ended the connection")
         return errors.NetworkFailure(f"TLS with {self._whom()}: {_said(error)}")
 
     def _whom(self) -> str:

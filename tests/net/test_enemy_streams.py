@@ -16,7 +16,7 @@ from kit.certificates import make_authority, signs
 from kit.streams import cancelled, connected, narrow, waits
 
 from peertalk import errors
-from peertalk.net import Listener, Stream, Worker
+from peertalk.net import Listener, Stream, TlsStream, Worker
 from peertalk.runtime.reactor import here
 
 
@@ -171,6 +171,77 @@ async def test_who_writes_behind_the_end_of_the_other_side_may_read_that():
                 await asyncio.sleep(0)
         assert await ours.read() == b"all of it"
         assert await ours.read() == b""
+
+
+@pytest.fixture(scope="module")
+def contexts():
+    """Of a server of TLS, and of a client that trusts that."""
+    authority = make_authority()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("server.example").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+async def encrypted(pair, contexts):
+    server, client = contexts
+    return await asyncio.gather(
+        pair[0].start_tls(client, server_hostname="server.example"),
+        pair[1].start_tls(server, server_side=True),
+    )
+
+
+@signs
+async def test_records_of_one_byte_starve_nobody(contexts):
+    """A read of what is encrypted may bring thousands of them, each as dear as a read."""
+    async with connected() as pair:
+        ours, theirs = await encrypted(pair, contexts)
+        for _ in range(4_000):
+            theirs._encrypt(memoryview(b"x"))
+        ticks = 0
+
+        async def others():
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0)
+                ticks += 1
+
+        counting = asyncio.ensure_future(others())
+        await ours.readexactly(3_900, timeout=HANG_GUARD)
+        assert ticks > 3_900 // here().ops // 2
+        await cancelled(counting)
+
+
+@signs
+async def test_a_connection_that_ends_without_the_end_of_tls_is_closed_for_who_writes(contexts):
+    async with connected() as pair:
+        ours, theirs = await encrypted(pair, contexts)
+        theirs._below._socket.shutdown(socket.SHUT_WR)
+        assert await ours.read(timeout=HANG_GUARD) == b""
+        with pytest.raises(errors.ConnectionClosed, match="has ended the connection"):
+            await ours.write_all(b"x")
+
+
+@signs
+async def test_a_time_out_of_start_tls_counts_for_all_of_it(contexts, monkeypatch):
+    """For what was written before, and for the handshake."""
+    async with connected() as (ours, _):
+        now, until = ours._reactor.owner.time(), []
+        drain = Stream.drain
+
+        async def slow(self, *, timeout=None):
+            monkeypatch.setattr(self._reactor.owner, "time", lambda: now + 59.0)
+            await drain(self, timeout=timeout)
+
+        async def handshake(self, timeout):
+            until.append(timeout)
+
+        monkeypatch.setattr(Stream, "drain", slow)
+        monkeypatch.setattr(TlsStream, "handshake", handshake)
+        await ours.start_tls(contexts[1], server_hostname="server.example", timeout=60.0)
+        monkeypatch.undo()
+        assert until[0] < 2.0
 
 
 @signs
