@@ -137,9 +137,10 @@ class Endpoint(AsyncSocketHandler):
         reactor, state = self._reactor, self.state
         if running_loop() is not reactor.owner:
             raise errors.InvalidState(f"this {self._NOUN} belongs to another asyncio loop")
-        side.waiting = waiting = Waiting(reactor.owner, reactor.resume)
-        side.busy = True
+        waiting = Waiting(reactor.owner, reactor.resume)
         try:
+            side.waiting = waiting
+            side.busy = True
             if until is not None:
                 self._arm(side, until)
             state.set_waker(side.interest, waiting.tell)
@@ -151,6 +152,8 @@ class Endpoint(AsyncSocketHandler):
                 state.drop_waker(waiting.tell)
             if until is not None and side.timer is not None:
                 side.timer.cancel()
+        if until is None:
+            side.late = False  # by the timer of a wait that a signal handler has struck
         self._judge(side)
 
     def _judge(self, side: Side) -> None:
@@ -193,8 +196,8 @@ class Endpoint(AsyncSocketHandler):
 
     async def _breathe(self, side: Side) -> None:
         """Let others have a tick."""
-        side.busy = True
         try:
+            side.busy = True
             await asyncio.sleep(0)
             self._reactor.ticks.credit = self._reactor.ops
         finally:

@@ -24,7 +24,8 @@ class Reading(ABC):
     """What can be read: the calls of a stream on top of pieces that come.
 
     Invariant: what has come is in _left until a call returns it, so that a call which is cancelled,
-    or out of time, takes nothing along.
+    or out of time, takes nothing along; nor does one that a signal handler has struck, which may
+    happen behind each call of a function. So none stands between what is removed and the return.
     """
 
     __slots__ = ()
@@ -37,8 +38,9 @@ class Reading(ABC):
         """Raises InvalidState when another task reads, or the stream is closed."""
 
     @abstractmethod
-    async def _some(self, most: int, timeout: float | None) -> bytes:
-        """Up to so many bytes, as soon as there are any; b"": the end."""
+    async def _some(self, most: int, timeout: float | None) -> int:
+        """Put up to so many bytes behind those in _left, as soon as there are any: how many; 0: the
+        end."""
 
     @abstractmethod
     def _until(self, timeout: float | None) -> float | None:
@@ -57,13 +59,9 @@ class Reading(ABC):
         """
         self._begin_read()
         check_size(size)
-        if self._left or size == 0:
-            return self._taken(size)
-        data = await self._some(max(size, AHEAD), timeout)
-        if len(data) <= size:
-            return data
-        self._left += memoryview(data)[size:]
-        return data[:size]
+        if not self._left and size:
+            await self._some(max(size, AHEAD), timeout)
+        return self._taken(size)
 
     async def readinto(self, buffer: Any, *, timeout: float | None = None) -> int:
         """Read into a writable buffer, as soon as there is something: how many bytes; 0: the other
@@ -90,12 +88,8 @@ class Reading(ABC):
         check_size(size)
         left, until = self._left, self._until(timeout)
         while len(left) < size:
-            more = await self._some(max(size - len(left), AHEAD), self._rest(until))
-            if not more:
+            if not await self._some(max(size - len(left), AHEAD), self._rest(until)):
                 raise self._end(f"of {size:,} bytes came")
-            if not left and len(more) == size:
-                return more
-            left += more
         return self._taken(size)
 
     async def readuntil(
@@ -121,10 +115,8 @@ class Reading(ABC):
                 raise errors.MessageTooLarge(
                     f"stream: no {errors.shown(separator)} in {limit:,} bytes (limit)"
                 )
-            more = await self._some(AHEAD, self._rest(until))
-            if not more:
+            if not await self._some(AHEAD, self._rest(until)):
                 raise self._end(f"bytes came without {errors.shown(separator)}")
-            left += more
 
     def _taken(self, size: int) -> bytes:
         taken = bytes(self._left[:size])

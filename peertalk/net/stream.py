@@ -163,8 +163,7 @@ class Stream(Endpoint, Reading):
     def _begin_read(self) -> None:
         self._enter(self._in, "reads from")
 
-    async def _some(self, most: int, timeout: float | None) -> bytes:
-        """Up to so many bytes from the system."""
+    async def _some(self, most: int, timeout: float | None) -> int:
         state, reactor = self.state, self._reactor
         until = None if timeout is None else self._until(timeout)
         most = min(most, reactor.calls.most)
@@ -173,16 +172,33 @@ class Stream(Endpoint, Reading):
                 if reactor.ticks.credit <= 0:
                     await self._breathe(self._in)
                 reactor.ticks.credit -= 1
-                got = self._receive(self._fd, most)
-                if not isinstance(got, int):
-                    if not got:
-                        self._check_end()
-                    elif len(got) < most and not state.hung_up:
-                        state.readable = False
-                    return got
-                self._not_now(got, "read")
+                count = self._receive_ahead(most)
+                if count >= 0:
+                    self._note(count, most)
+                    return count
+                self._not_now(count, "read")
                 state.readable = False
             await self._ready(self._in, until)
+
+    def _receive_ahead(self, most: int) -> int:
+        """Put what the system has behind what was read: how many bytes, or minus its number.
+
+        A signal handler may raise when a call returns, and takes away what that gives: so the bytes
+        are put into a list by one call, and are found there."""
+        came: list[Any] = []
+        try:
+            came.extend(map(self._receive, (self._fd,), (most,)))
+        finally:
+            if came and came[0].__class__ is bytes:
+                self._left += came[0]
+        return came[0] if came[0].__class__ is int else len(came[0])
+
+    def _note(self, count: int, most: int) -> None:
+        """So many of at most so many bytes came. Raises as _check_end()."""
+        if not count:
+            self._check_end()
+        elif count < most and not self.state.hung_up:
+            self.state.readable = False
 
     async def readinto(self, buffer: Any, *, timeout: float | None = None) -> int:
         """Read into a writable buffer, straight from the system, as soon as there is something: how
@@ -192,30 +208,39 @@ class Stream(Endpoint, Reading):
             As read().
         """
         self._enter(self._in, "reads from")
-        state, reactor = self.state, self._reactor
-        with memoryview(buffer).cast("B") as view:
+        view = memoryview(buffer).cast("B")
+        counts: list[int] = []
+        try:
             if view.readonly:
                 raise errors.WrongType("buffer: give memory that may be written to")
             if self._left or not view:
                 size = min(len(view), len(self._left))
-                view[:size] = self._taken(size)
+                view[:size] = self._left[:size]
+                del self._left[:size]
                 return size
-            until = self._until(timeout)
-            while True:
-                if state.readable:
-                    if reactor.ticks.credit <= 0:
-                        await self._breathe(self._in)
-                    reactor.ticks.credit -= 1
-                    count = reactor.calls.receive_into(self._fd, view)
-                    if count >= 0:
-                        if not count:
-                            self._check_end()
-                        elif count < len(view) and not state.hung_up:
-                            state.readable = False
-                        return count
-                    self._not_now(count, "read")
-                    state.readable = False
-                await self._ready(self._in, until)
+            return await self._fill(view, self._until(timeout), counts)
+        except BaseException:
+            if counts and counts[-1] > 0:  # a signal handler has raised: it was not told
+                self._left += view[: counts[-1]]
+            view.release()
+            raise
+
+    async def _fill(self, view: memoryview, until: float | None, counts: list[int]) -> int:
+        """readinto() this. counts: what each try has brought, as in _receive_ahead()."""
+        state, reactor = self.state, self._reactor
+        while True:
+            if state.readable:
+                if reactor.ticks.credit <= 0:
+                    await self._breathe(self._in)
+                reactor.ticks.credit -= 1
+                counts.extend(map(reactor.calls.receive_into, (self._fd,), (view,)))
+                count = counts[-1]
+                if count >= 0:
+                    self._note(count, len(view))
+                    return count
+                self._not_now(count, "read")
+                state.readable = False
+            await self._ready(self._in, until)
 
     def _rest(self, until: float | None) -> float | None:
         return None if until is None else until - self._reactor.owner.time()

@@ -178,19 +178,21 @@ class TlsStream(Reading):
                 "chance"
             )
 
-    async def _some(self, most: int, timeout: float | None) -> bytes:
+    async def _some(self, most: int, timeout: float | None) -> int:
         until = self._until(timeout)
         self._reading = True
         try:
             while True:
                 await self._let_others()  # a record of one byte costs as much as a read
                 try:
-                    return self._tls.read(min(most, _RECORD))
+                    data = self._tls.read(min(most, _RECORD))
+                    self._left += data
+                    return len(data)
                 except ssl.SSLWantReadError:
                     self._answer()
                     await self._hear(until)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return b""
+            return 0
         except ssl.SSLError as error:
             raise self._failed(error) from error
         finally:

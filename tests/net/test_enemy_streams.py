@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+import sys
 import threading
 
 import pytest
@@ -268,3 +269,67 @@ async def test_what_a_client_of_tls_sent_last_arrives():
             await asyncio.sleep(0.001)
         assert size == 3_000_000
         await closing
+
+
+class Struck(Exception):
+    """What the signal handler raises."""
+
+
+class Signals:
+    """A signal handler that raises once, at the nth place where the interpreter calls it while a
+    task is in peertalk.net: behind a call of a function in C, whose result is lost, and at the
+    beginning of one in Python."""
+
+    def __init__(self, nth):
+        self.nth, self.places, self.task = nth, 0, None
+
+    def __call__(self, frame, event, _):
+        inside = frame.f_globals.get("__name__", "").startswith("peertalk.net")
+        if inside and event in ("call", "c_return") and asyncio.current_task() is self.task:
+            self.places += 1
+            if self.places == self.nth:
+                sys.setprofile(None)
+                raise Struck
+
+
+@pytest.mark.parametrize("call", ["read", "readexactly", "readuntil", "readinto"])
+async def test_a_read_that_a_signal_handler_has_struck_loses_no_byte(core, call):
+    """On the roads in Python: those with a time-out."""
+    if core.name == "reference":
+        pytest.skip("did not run: what reads there is Python, and may be struck itself")
+    lines = b"".join(b"%03d\n" % number for number in range(12))
+    signals, nth = Signals(0), 0
+    while signals.places >= nth:
+        nth += 1
+        async with connected() as (ours, theirs):
+            peer, data = theirs.fileno(), bytearray()
+
+            async def feed(peer=peer):
+                for at in range(0, len(lines), 16):
+                    os.write(peer, lines[at : at + 16])
+                    for _ in range(4):
+                        await asyncio.sleep(0)
+
+            async def read(stream=ours):
+                if call == "readinto":
+                    buffer = bytearray(7)
+                    return buffer[: await stream.readinto(buffer, timeout=HANG_GUARD)]
+                if call == "readuntil":
+                    return await stream.readuntil(timeout=HANG_GUARD)
+                return await getattr(stream, call)(4, timeout=HANG_GUARD)
+
+            feeding = asyncio.ensure_future(feed())
+            signals = Signals(nth)
+            signals.task = asyncio.current_task()
+            sys.setprofile(signals)
+            try:
+                while len(data) < len(lines):
+                    try:
+                        data += await read()
+                    except Struck:
+                        continue
+            finally:
+                sys.setprofile(None)
+            assert data == lines, f"struck at place {nth}"
+            await feeding
+    assert nth > 30

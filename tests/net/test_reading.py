@@ -22,15 +22,16 @@ class Pieces(Reading):
     def _begin_read(self) -> None:
         pass
 
-    async def _some(self, most: int, timeout: float | None) -> bytes:
+    async def _some(self, most: int, timeout: float | None) -> int:
         if not self._pieces:
-            return b""
+            return 0
         piece = self._pieces.pop(0)
         if piece is None:
             raise errors.Timeout("nothing came")
         if len(piece) > most:
             self._pieces.insert(0, piece[most:])
-        return piece[:most]
+        self._left += piece[:most]
+        return len(piece[:most])
 
     def _until(self, timeout: float | None) -> float | None:
         return timeout
