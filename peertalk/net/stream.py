@@ -367,18 +367,28 @@ class Stream(Endpoint, Reading):
         """Hand the system what waits, as far as there is room."""
         waits, state = self._out_buffer, self.state
         while waits and state.writable and not state.closed:
-            taken = self._send(self._fd, waits)
+            taken = self._send_waiting()
             if taken < 0:
                 state.writable = False
                 if taken != NOT_READY:
                     del waits[:]
                     state.set_error(self._met(-taken, f"stream to {peer_of(self._socket)}"))
                 break
-            if taken < len(waits):
+            if waits:
                 state.writable = False
-            del waits[:taken]
         if waits and not state.writable and state.when_waiting is not None:
             state.when_waiting(2)
+
+    def _send_waiting(self) -> int:
+        """Try once: how many bytes of what waits the system has taken, or minus its number. A
+        signal handler that raises then would have them sent again: see _receive_ahead()."""
+        sent: list[int] = []
+        try:
+            sent.extend(map(self._send, (self._fd,), (self._out_buffer,)))
+        finally:
+            if sent and sent[0] > 0:
+                del self._out_buffer[: sent[0]]
+        return sent[0]
 
     def on_writable(self) -> None:
         """See AsyncSocketHandler."""

@@ -333,3 +333,27 @@ async def test_a_read_that_a_signal_handler_has_struck_loses_no_byte(core, call)
             assert data == lines, f"struck at place {nth}"
             await feeding
     assert nth > 30
+
+
+async def test_what_waits_is_sent_once_though_a_signal_handler_strikes(core):
+    if core.name == "reference":
+        pytest.skip("did not run: what writes there is Python, and may be struck itself")
+    signals, nth = Signals(0), 0
+    while signals.places >= nth:
+        nth += 1
+        async with connected() as (ours, theirs):
+            signals = Signals(nth)
+            signals.task = asyncio.current_task()
+            ours._gather(b"0123456789")
+            sys.setprofile(signals)
+            try:
+                ours._flush()
+            except Struck:
+                pass
+            finally:
+                sys.setprofile(None)
+            await ours.drain()
+            await ours.write_eof()
+            assert await theirs.readexactly(10) == b"0123456789"
+            assert await theirs.read() == b"", f"struck at place {nth}"
+    assert nth > 3
