@@ -293,7 +293,7 @@ class Signals:
 
 
 @pytest.mark.parametrize("call", ["read", "readexactly", "readuntil", "readinto"])
-async def test_a_read_that_a_signal_handler_has_struck_loses_no_byte(core, call):
+async def test_a_read_that_a_signal_has_struck_loses_no_byte(core, call):
     """On the roads in Python: those with a time-out."""
     if core.name == "reference":
         pytest.skip("did not run: what reads there is Python, and may be struck itself")
@@ -335,7 +335,7 @@ async def test_a_read_that_a_signal_handler_has_struck_loses_no_byte(core, call)
     assert nth > 30
 
 
-async def test_what_waits_is_sent_once_though_a_signal_handler_strikes(core):
+async def test_what_waits_is_sent_once_though_a_signal_strikes(core):
     if core.name == "reference":
         pytest.skip("did not run: what writes there is Python, and may be struck itself")
     signals, nth = Signals(0), 0
