@@ -151,7 +151,8 @@ static PyMethodDef module_methods[] = {
 int pt_layouts_attach(void *module)
 {
     for (int side = 0; side < PT_SIDES; side++) {
-        keys[side] = PyLong_FromLong(side + 1);
+        if (keys[side] == NULL)
+            keys[side] = PyLong_FromLong(side + 1);
         if (keys[side] == NULL)
             return -1;
     }

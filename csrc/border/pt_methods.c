@@ -144,8 +144,10 @@ static PyMethodDef module_methods[] = {
 
 int pt_methods_attach(void *module)
 {
-    read_size = PyLong_FromLong(READ_SIZE);
-    channel_name = PyUnicode_InternFromString("_channel");
+    if (read_size == NULL) /* for the life of the process, however many modules have it */
+        read_size = PyLong_FromLong(READ_SIZE);
+    if (channel_name == NULL)
+        channel_name = PyUnicode_InternFromString("_channel");
     if (read_size == NULL || channel_name == NULL)
         return -1;
     return PyModule_AddFunctions(module, module_methods);

@@ -51,6 +51,7 @@ class Endpoint(AsyncSocketHandler):
 
     __slots__ = ("_fd", "_in", "_out", "_reactor", "_registered", "_socket")
 
+    TRIES = 2
     _NOUN = "socket"
 
     def __init__(self, reactor: Reactor, owned: socket.socket) -> None:

@@ -172,6 +172,10 @@ class AsyncSocketHandler:
 
     __slots__ = ("state",)
 
+    TRIES = 1
+    """How often one event may be told: again when an exception has ended the first call, which may
+    be that of a signal handler, before that call did anything."""
+
     def __init__(self, state: AsyncSocketState) -> None:
         self.state = state
 

@@ -313,15 +313,17 @@ class Reactor:
         handler = registered.handler
         if not self.edges:  # watched while somebody waits, or it would be told again and again
             self.modify(registered, registered.interest & ~mask)
-        try:
-            if mask & values.READ:
-                if mask & values.HANGUP:
-                    handler.state.hung_up = True
-                handler.on_readable()
-            if mask & values.WRITE:
-                handler.on_writable()
-        except Exception as error:
-            self._report(error)
+        for _ in range(handler.TRIES):
+            try:
+                if mask & values.READ:
+                    if mask & values.HANGUP:
+                        handler.state.hung_up = True
+                    handler.on_readable()
+                if mask & values.WRITE:
+                    handler.on_writable()
+                return
+            except Exception as error:
+                self._report(error)
 
     def _work(self) -> None:
         work = self._slow[0]

@@ -345,11 +345,14 @@ def test_a_turn_that_brought_too_little_is_followed_by_another_wait(desk):
     assert step(reading) == b"abcdef" and desk.stream.left == b"gh"
 
 
-def test_the_end_of_a_stream_is_read(desk):
+def test_the_end_of_a_stream_is_left_to_python(desk):
+    """Which knows whether the connection broke, and finds the same end."""
     desk.theirs.close()
     desk.turn()
     assert desk.state.hung_up
-    assert [step(desk.stream.read()) for _ in range(2)] == [b"", b""]
+    assert [step(desk.stream.read(size)) for size in (5, AHEAD + 1)] == ["asked"] * 2
+    assert desk.stream.asked == [("read", 5, None), ("read", AHEAD + 1, None)]
+    assert not desk.sides[0].busy
 
 
 def test_an_end_that_is_too_early_is_left_to_python_with_what_came(desk):

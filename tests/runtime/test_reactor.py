@@ -7,11 +7,15 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from typing import Any
 
 import pytest
+from kit.streams import waits
+from kit.waiting import GUARD
 
 from peertalk import errors
+from peertalk.net import Listener, Stream
 from peertalk.protocol.socket_state import AsyncSocketHandler, AsyncSocketState, SocketInterest
 from peertalk.runtime import reactor
 from peertalk.runtime.reactor import Reactor, here
@@ -272,3 +276,26 @@ async def test_bad_options_are_told():
         Reactor(loop, io_budget=0)
     with pytest.raises(errors.InvalidArgument, match="receive_buffer"):
         Reactor(loop, receive_buffer=0)
+
+
+async def test_who_waits_is_woken_though_a_signal_strikes_the_telling():
+    """What a handler in Python raises is told, and nothing more; a stream or a listener is told
+    again, since a change comes once."""
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about))
+    async with await Listener.bind("127.0.0.1:0") as listener:
+        accepting = await waits(listener.accept())
+
+        def strike(frame, event, _):
+            if event == "call" and frame.f_code.co_name == "on_readable":
+                sys.setprofile(None)
+                raise ZeroDivisionError
+
+        sys.setprofile(strike)
+        try:
+            async with await Stream.connect(listener.local_addr):
+                async with await asyncio.wait_for(accepting, GUARD):
+                    pass
+        finally:
+            sys.setprofile(None)
+    assert len(told) == 1 and isinstance(told[0]["exception"], ZeroDivisionError)
