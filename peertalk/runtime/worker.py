@@ -222,8 +222,8 @@ class Worker:
                     engine.turn()
         finally:
             self._turning = False
-        if self.woken:
-            self.loop.call_soon(self._on_woken)
+            if self.woken:  # also of an engine that has just ended, which has no further turn
+                self.loop.call_soon(self._on_woken)
         if not engine.closed:
             self._wait(engine)
 

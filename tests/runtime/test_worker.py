@@ -588,3 +588,29 @@ async def test_what_has_left_is_told_by_a_turn_soon_and_by_one_for_all_of_it(mon
     assert worker._lingering is None
     worker.linger()
     assert worker._lingering is None, "nobody turns it any more"
+
+
+def test_who_is_woken_by_the_last_turn_goes_on_whatever_that_raises(any_loop, pipe):
+    """The engine has ended, and no further turn comes."""
+    engine, worker = CountedEngine(pipe[0]), Worker(any_loop)
+    went_on = []
+
+    def last():
+        if engine.turns == 2:
+            engine.resume(lambda: went_on.append(True) or any_loop.stop())
+            engine.closed = True
+            worker.stop()
+            raise KeyboardInterrupt
+
+    async def main():
+        engine.on_turn = last
+        worker.start(engine)
+        await engine.turned(1)
+        worker.schedule()
+
+    with pytest.raises(KeyboardInterrupt):
+        any_loop.run_until_complete(main())
+        any_loop.run_forever()
+    any_loop.call_later(GUARD, any_loop.stop)
+    any_loop.run_forever()
+    assert went_on
