@@ -203,12 +203,15 @@ class Mailbox(Generic[P]):
             self._deliver_unknown()
 
     def displace(self, peer: P) -> None:
-        """A peer is no longer known."""
-        for each in self._places.pop(peer, ()):
-            there = self._senders[each]
-            there.remove(peer)
-            if not there:
-                del self._senders[each]
+        """A peer is no longer known. What a signal handler has cut off, here or in place(), the
+        next call does."""
+        for each in self._places.get(peer, ()):
+            there = [other for other in self._senders.get(each, ()) if other is not peer]
+            if there:
+                self._senders[each] = there
+            else:
+                self._senders.pop(each, None)
+        self._places.pop(peer, None)
 
     def sender(self, source: Address) -> P | None:
         """Whose what came from there is taken to be; None: nobody's that is known."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import types
 
 import pytest
+from kit.striking import Striking
 
 from peertalk import errors
 from peertalk._core import load
@@ -191,3 +192,33 @@ def test_what_is_no_datagram_is_counted_whoever_sent_it(data):
     for source in (WHERE, ("10.0.1.1", 1)):
         box.receive(data, source, 0.0)
     assert box._totals.datagrams_ignored == 2 and box.take() is None and box.wait(0.0) is None
+
+
+def test_a_peer_is_placed_and_forgotten_whole_wherever_a_signal_strikes():
+    class Struck(BaseException):
+        pass
+
+    def strike():
+        raise Struck
+
+    def struck_at(nth):
+        box, ada, bob = made(), known(*WHERE), known(*WHERE)
+        striking = Striking(nth, strike, ("peertalk.protocol.datagrams",))
+        box.place(bob, None)
+        striking.begin()
+        try:
+            box.place(ada, connected_at("10.0.0.4"))
+            box.place(ada, None)
+            box.displace(ada)
+        except Struck:
+            pass
+        finally:
+            striking.end()
+        box.displace(ada)
+        assert box._senders == {WHERE: [bob]} and list(box._places) == [bob]
+        return striking.struck
+
+    steps = 1
+    while struck_at(steps):
+        steps += 1
+    assert steps > 50
