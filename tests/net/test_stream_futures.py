@@ -162,8 +162,10 @@ class Struck(BaseException):
     """What the signal handler raises."""
 
 
-def test_a_signal_that_strikes_a_turn_loses_no_wake_up(loop_kind):
+def test_a_signal_that_strikes_a_turn_loses_no_wake_up(loop_kind, chosen_core):
     """Wherever it strikes the package, but in a task, the loop that is run again goes on."""
+    if chosen_core.name == "reference":
+        pytest.skip("did not run: what the loop calls is written in Python here, and may be struck")
     loop = event_loop_factory(loop_kind)()
     result: list[int] = []
     strikes = 0

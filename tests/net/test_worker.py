@@ -314,7 +314,8 @@ def test_orders_of_many_threads_are_each_carried_out_once(worker):
     with concurrent.futures.ThreadPoolExecutor(6) as threads:
         list(threads.map(use, range(6)))
     assert worker.statistics().sockets == 0
-    assert worker.statistics().orders == 6 * count * 4
+    # where a socket is watched only while somebody waits, a wait of another thread is an order too
+    assert worker.statistics().orders in (6 * count * 4, 6 * count * 5)
 
 
 def test_one_that_was_closed_is_not_started():
