@@ -8,6 +8,7 @@ import errno
 import functools
 import gc
 import io
+import os
 import re
 import socket
 import ssl
@@ -320,21 +321,22 @@ async def test_what_is_known_of_a_connection_is_known_after_its_end_too():
 
 
 async def test_a_server_listens_at_each_address_of_each_host():
-    """localhost has two, and callers may try either."""
-    async with await net.start_server(echo, ["127.0.0.1", "127.0.0.2"], 0) as server:
-        assert [each.getsockname()[0] for each in server.sockets] == ["127.0.0.1", "127.0.0.2"]
+    """localhost has two, and callers may try either. Nobody else here listens at these two."""
+    hosts = [f"127.{part}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}" for part in (78, 79)]
+    async with await net.start_server(echo, hosts, 0) as server:
+        assert [each.getsockname()[0] for each in server.sockets] == hosts
         for each in server.sockets:
             reader, writer = await net.open_connection(*each.getsockname())
             writer.write(b"hello\n")
             assert await reader.readline() == b"hello\n"
             writer.close()
-    with socket.create_server(("127.0.0.2", 0)) as taken:
+    with socket.create_server((hosts[1], 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError) as failed:
-            await net.start_server(echo, ["127.0.0.1", "127.0.0.2"], port)
+            await net.start_server(echo, hosts, port)
         assert failed.value.errno == errno.EADDRINUSE
-    with socket.create_server(("127.0.0.1", port)):
-        """The first address was given back."""
+        with socket.create_server((hosts[0], port)):
+            """The first address was given back."""
 
 
 async def test_without_a_host_a_server_listens_everywhere():
