@@ -1,7 +1,8 @@
 """How a connection is left, what its end means, and what is mended when something was cut off.
 
-Whoever leaves says so and closes when the other side's system has all that was sent, and when all
-that came is read: to close before would reset the connection over what can still be read. A link
+Whoever leaves says so and closes when the other side has ended its half too. If that takes long, the
+connection is closed when the other side's system has all that was sent, and all that came is read:
+to close before would reset the connection over what can still be read. A link
 that is dead is read to its end too, because the other side's system was told that we have what it
 sent, and so its sender that it was sent.
 
@@ -28,10 +29,11 @@ from .peer import Peer
 LOOK = 0.02
 """Seconds between two looks at a connection that is on its way out: whether something is unread, or
 unacknowledged. Neither makes an event."""
-CLASSIC_PATIENCE = 1.0
-"""Seconds that a classic peer has to close a connection that we leave, though all is acknowledged.
-An original polls discovery before its connections, and reads none of a peer that said GOODBYE, so
-that must not overtake the DISCONNECT that its system holds."""
+PATIENCE = 1.0
+"""Seconds that the other side has to end a connection that we leave, though its system has all that
+we sent. Until it has read our DISCONNECT it may send, and counts as sent what our system has, which
+nobody reads once we have closed. And an original polls discovery before its connections, and reads
+none of a peer that said GOODBYE: so that must not overtake the DISCONNECT that its system holds."""
 LOOK_SELDOM = 0.5
 """Seconds between two such looks, at most, when it takes long."""
 
@@ -286,15 +288,13 @@ def dead(state: State, unread: Callable[[], int], *, alive: bool = False) -> Dea
 
 class Leaving(NamedTuple):
     """A connection that we leave, or want to. left: when we said so, None: there was no room for
-    that; deadline: when it is given up; classic: the other side is an original; owes: whether
-    something of ours is not acknowledged, or something of theirs not read; asked only where it
-    counts."""
+    that; deadline: when it is given up; owes: whether something of ours is not acknowledged, or
+    something of theirs not read; asked only where it counts."""
 
     state: State
     now: float
     left: float | None
     deadline: float
-    classic: bool
     owes: Callable[[], bool]
 
 
@@ -311,8 +311,7 @@ def look(leaving: Leaving) -> Look:
     if leaving.now >= leaving.deadline:
         return Look(None, in_vain=True)
     waited = 0.0 if leaving.left is None else leaving.now - leaving.left
-    patience = CLASSIC_PATIENCE if leaving.classic else LOOK
-    if leaving.state is State.OPEN or waited < patience or leaving.owes():
+    if leaving.state is State.OPEN or waited < PATIENCE or leaving.owes():
         rest = leaving.deadline - leaving.now
         return Look(min(max(LOOK, waited / 8), LOOK_SELDOM, rest))
     return Look(None)

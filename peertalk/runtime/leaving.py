@@ -202,7 +202,6 @@ class Leaving(ABC):
                 self.engine.world.clock(),
                 connection.left,
                 connection.deadline,
-                connection.peer is not None and connection.peer.classic,
                 partial(self._owes, connection),
             )
         )

@@ -162,20 +162,15 @@ def test_a_dead_link_that_was_used_is_read_to_its_end(state, unread):
         pytest.param({"owes": lambda: True}, Look(0.125), id="something is on its way"),
         pytest.param({"now": 140.0, "owes": lambda: True}, Look(LOOK_SELDOM), id="for long"),
         pytest.param({"now": 159.9, "owes": lambda: True}, Look(pytest.approx(0.1)), id="the end"),
-        pytest.param({"owes": lambda: False}, Look(None), id="all has arrived"),
-        pytest.param(
-            {"classic": True, "now": 100.75}, Look(0.09375), id="an original has not read it"
-        ),
-        pytest.param({"classic": True, "owes": lambda: False}, Look(None), id="it never will"),
+        pytest.param({"owes": lambda: False}, Look(None), id="it never will"),
+        pytest.param({"now": 100.75}, Look(0.09375), id="its system has all, it has not read it"),
         pytest.param({"now": 160.0}, Look(None, in_vain=True), id="too late"),
         pytest.param({"state": State.OPEN, "now": 161.0}, Look(None, True), id="never said"),
     ],
 )
 def test_what_a_look_at_a_connection_that_is_left_finds(observed, seen):
     """Too early an end resets the connection over what can still be read."""
-    leaving = Leaving(
-        State.CLOSING, now=101.0, left=100.0, deadline=160.0, classic=False, owes=never
-    )
+    leaving = Leaving(State.CLOSING, now=101.0, left=100.0, deadline=160.0, owes=never)
     assert endings.look(leaving._replace(**observed)) == seen
 
 
@@ -243,7 +238,7 @@ def test_what_is_mended_after_something_was_cut_off(observed, what):
 
 def test_a_connection_without_a_deadline_is_never_given_up():
     """Closing with no time-out waits for as long as it takes."""
-    leaving = Leaving(State.CLOSING, 1e9, 100.0, math.inf, False, owes=lambda: True)
+    leaving = Leaving(State.CLOSING, 1e9, 100.0, math.inf, owes=lambda: True)
     assert endings.look(leaving) == Look(LOOK_SELDOM)
 
 

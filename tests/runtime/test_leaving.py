@@ -7,10 +7,11 @@ import asyncio
 import pytest
 from classic import CAPABILITY, DATA, DISCONNECT, REJECT
 from kit.inside import connections_of, engine_of
-from kit.stranger import Stranger, announcing, capability, frame, loopback
+from kit.stranger import SMALLER, Dial, Stranger, announcing, capability, frame, loopback, taken
 from kit.waiting import GUARD, next_event, until
 
 import peertalk as pt
+from peertalk.protocol import endings
 from peertalk.runtime.world import World
 
 # REJECT
@@ -190,3 +191,31 @@ async def test_what_comes_while_a_node_leaves_is_given_as_before_as_far_as_there
         assert await leaving == 0 and heard.count(DATA) == peer.accepted
         await (taking or take())
         assert came == late if taken else 0 < len(came) < len(late) and came == late[: len(came)]
+
+
+# Leaving
+
+
+async def test_what_one_of_ours_sends_before_it_has_read_that_we_leave_is_delivered(monkeypatch):
+    """It counts that as sent, because our system has acknowledged it. So who leaves ends the
+    connection when the other side does, not when its system has heard the farewell."""
+    looks, look = [], endings.look
+
+    def counted(leaving):
+        looks.append(leaving)
+        return look(leaving)
+
+    monkeypatch.setattr(endings, "look", counted)
+    async with pt.Node("ada", **loopback()) as ada, Dial(ada, SMALLER, 1) as bob:
+        await bob.dial(ada)
+        bob.greet(1, 0, b"here")
+        assert await taken(ada, 1) == [b"here"]
+        leaving = asyncio.create_task(next(iter(ada.peers.values())).disconnect(timeout=GUARD))
+        while (await bob.hear())[0] != DISCONNECT:
+            pass
+        assert await bob.hear() is None, "ada will say no more"
+        await until(lambda: len(looks) > 5)
+        bob.say(frame(DATA, b"late, and acknowledged"))
+        bob.hang_up()
+        assert await taken(ada, 1) == [b"late, and acknowledged"]
+        await leaving
