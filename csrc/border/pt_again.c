@@ -9,8 +9,23 @@
 typedef struct again {
     PyObject base;
     PyObject *turn, *function, *struck;
+    PyObject *quick;   /* NULL: there is none */
     bound_loop *bound; /* which turn has */
 } again;
+
+/* Call what is to be called. */
+static PyObject *call(const again *self)
+{
+    if (self->quick == NULL)
+        return PyObject_CallNoArgs(self->function);
+    PyObject *rest =
+        PyList_Size(self->struck) == 0 ? PyObject_CallNoArgs(self->quick) : Py_NewRef(Py_False);
+    if (rest == NULL || rest == Py_None)
+        return rest;
+    PyObject *result = PyObject_CallFunctionObjArgs(self->function, rest, NULL);
+    Py_DECREF(rest);
+    return result;
+}
 
 static PyObject *again_call(PyObject *object, PyObject *arguments, PyObject *names)
 {
@@ -21,7 +36,7 @@ static PyObject *again_call(PyObject *object, PyObject *arguments, PyObject *nam
     }
     if (self->function == NULL) /* what collects garbage has been here */
         return Py_NewRef(Py_None);
-    PyObject *result = PyObject_CallNoArgs(self->function);
+    PyObject *result = call(self);
     if (result != NULL)
         return result;
     PyObject *type, *value, *traceback;
@@ -37,10 +52,10 @@ static PyObject *again_call(PyObject *object, PyObject *arguments, PyObject *nam
 
 static PyObject *again_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
-    static char *keywords[] = {"turn", "function", "struck", NULL};
-    PyObject *turn, *function, *struck;
-    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OOO!:Again", keywords, &turn, &function,
-                                     &PyList_Type, &struck))
+    static char *keywords[] = {"turn", "function", "struck", "quick", NULL};
+    PyObject *turn, *function, *struck, *quick = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OOO!|O:Again", keywords, &turn, &function,
+                                     &PyList_Type, &struck, &quick))
         return NULL;
     bound_loop *bound = pt_batch_of(turn);
     again *self = bound != NULL ? (again *)PyType_GenericAlloc(type, 0) : NULL;
@@ -49,6 +64,7 @@ static PyObject *again_new(PyTypeObject *type, PyObject *arguments, PyObject *na
     self->turn = Py_NewRef(turn);
     self->function = Py_NewRef(function);
     self->struck = Py_NewRef(struck);
+    self->quick = quick != Py_None ? Py_NewRef(quick) : NULL;
     self->bound = bound;
     PT_ASSERT(!PyErr_Occurred());
     return (PyObject *)self;
@@ -61,6 +77,7 @@ static int again_traverse(PyObject *object, visitproc visit, void *arg)
     Py_VISIT(self->turn);
     Py_VISIT(self->function);
     Py_VISIT(self->struck);
+    Py_VISIT(self->quick);
     return 0;
 }
 
@@ -69,6 +86,7 @@ static int again_clear(PyObject *object)
     again *self = (again *)object;
     Py_CLEAR(self->function);
     Py_CLEAR(self->struck);
+    Py_CLEAR(self->quick);
     return 0;
 }
 
@@ -87,7 +105,7 @@ static void again_free(PyObject *object)
 #define POINTER(function) (void *)(uintptr_t)(function)
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Again(turn, function, struck): a call that is followed by a turn if it raises."},
+    {Py_tp_doc, "Again(turn, function, struck, quick=None): if that raises, a turn follows."},
     {Py_tp_new, POINTER(again_new)},
     {Py_tp_dealloc, POINTER(again_free)},
     {Py_tp_traverse, POINTER(again_traverse)},

@@ -50,7 +50,9 @@ static known_layout layouts[PT_LAYOUTS] = {
             .size = sizeof(pt_ticks),
             .members = {{"credit", T_LONGLONG, offsetof(pt_ticks, credit), 0, NULL},
                         {"tick", T_LONGLONG, offsetof(pt_ticks, tick), 0, NULL},
-                        {"thread", T_LONGLONG, offsetof(pt_ticks, thread), 0, NULL}},
+                        {"thread", T_LONGLONG, offsetof(pt_ticks, thread), 0, NULL},
+                        {"turns", T_LONGLONG, offsetof(pt_ticks, turns), 0, NULL},
+                        {"events", T_LONGLONG, offsetof(pt_ticks, events), 0, NULL}},
         },
 };
 

@@ -27,6 +27,8 @@ typedef struct pt_ticks {
     long long credit; /* reads and writes that are left in this tick */
     long long tick;   /* changes with each turn, and with each flush */
     long long thread; /* whose the reactor is */
+    long long turns;  /* that there were, and events that those have told */
+    long long events;
 } pt_ticks;
 
 /* The waker of a side; NULL: there is none. A borrowed reference. */

@@ -119,11 +119,8 @@ static void turn_again(const served_loop *self)
         context->ops->wake(context);
 }
 
-static PyObject *serve(PyObject *capsule, PyObject *events)
+static PyObject *serve_events(served_loop *self, PyObject *events)
 {
-    served_loop *self = PyCapsule_GetPointer(capsule, NULL);
-    if (self == NULL)
-        return NULL;
     if (self->bound->context->ops == NULL)
         return PyLong_FromLong(PT_ERR_INVALID_STATE);
     self->served = 0;
@@ -136,6 +133,8 @@ static PyObject *serve(PyObject *capsule, PyObject *events)
     Py_DECREF(result);
     self->ticks->tick++;
     self->ticks->credit = self->credit;
+    self->ticks->turns++;
+    self->ticks->events += self->served;
     long served = self->served;
     PT_ASSERT(served >= 0 && !PyErr_Occurred());
     int code = go_on(self);
@@ -144,7 +143,56 @@ static PyObject *serve(PyObject *capsule, PyObject *events)
     return code == 0 ? PyLong_FromLong(served) : NULL;
 }
 
+static PyObject *serve(PyObject *capsule, PyObject *events)
+{
+    served_loop *self = PyCapsule_GetPointer(capsule, NULL);
+    return self != NULL ? serve_events(self, events) : NULL;
+}
+
+/* What quick() is bound to. */
+typedef struct quick_loop {
+    PyObject *serve, *events, *orders;
+    served_loop *loop; /* which serve has */
+} quick_loop;
+
+static PyObject *quick(PyObject *capsule, PyObject *unused)
+{
+    (void)unused;
+    const quick_loop *self = PyCapsule_GetPointer(capsule, NULL);
+    if (self == NULL)
+        return NULL;
+    pt_context *context = self->loop->bound->context;
+    Py_ssize_t waiting = PyObject_Size(self->orders);
+    if (waiting < 0)
+        return NULL;
+    if (waiting != 0 || PyList_Size(self->events) != 0 || context->ops == NULL ||
+        !pt_is_owner(context))
+        Py_RETURN_FALSE;
+    PyObject *served = serve_events(self->loop, self->events);
+    long code = served != NULL ? PyLong_AsLong(served) : 0;
+    Py_XDECREF(served);
+    if (served == NULL)
+        return NULL;
+    if (context->ops == NULL) /* a task has closed it */
+        Py_RETURN_NONE;
+    if (code < 0 || PyList_Size(self->events) != 0)
+        Py_RETURN_FALSE;
+    int is_rest = PyList_Size(self->loop->woken) != 0 || pt_loop_next_timeout(context) >= 0;
+    return Py_NewRef(is_rest ? Py_True : Py_None);
+}
+
 /* -------------------------------------------------------------------------------------- binding */
+
+static void free_quick(PyObject *capsule)
+{
+    quick_loop *self = PyCapsule_GetPointer(capsule, NULL);
+    if (self == NULL)
+        return;
+    Py_XDECREF(self->serve);
+    Py_XDECREF(self->events);
+    Py_XDECREF(self->orders);
+    PyMem_Free(self);
+}
 
 static void free_served(PyObject *capsule)
 {
@@ -201,8 +249,51 @@ static PyObject *bind_serve(PyObject *module, PyObject *arguments)
     return bound;
 }
 
+static PyMethodDef quick_method = {"quick", quick, METH_NOARGS,
+                                   "A turn without Python: None where nothing is left to do."};
+
+/* Which serve has. NULL with an exception: it is none. */
+static served_loop *served_of(PyObject *serve)
+{
+    PyObject *capsule = PyCFunction_CheckExact(serve) ? PyCFunction_GetSelf(serve) : NULL;
+    if (capsule == NULL || !PyCapsule_CheckExact(capsule)) {
+        PyErr_SetString(PyExc_TypeError, "give what bind_serve() has given");
+        return NULL;
+    }
+    served_loop *loop = PyCapsule_GetPointer(capsule, NULL);
+    PT_ASSERT(loop != NULL || PyErr_Occurred());
+    return loop;
+}
+
+static PyObject *bind_quick(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    PyObject *serve, *events, *orders;
+    if (!PyArg_ParseTuple(arguments, "OO!O:bind_quick", &serve, &PyList_Type, &events, &orders))
+        return NULL;
+    served_loop *loop = served_of(serve);
+    if (loop == NULL)
+        return NULL;
+    quick_loop *self = PyMem_Calloc(1, sizeof *self);
+    if (self == NULL)
+        return PyErr_NoMemory();
+    *self = (quick_loop){Py_NewRef(serve), Py_NewRef(events), Py_NewRef(orders), loop};
+    PyObject *capsule = PyCapsule_New(self, NULL, free_quick);
+    if (capsule == NULL) {
+        Py_DECREF(serve);
+        Py_DECREF(events);
+        Py_DECREF(orders);
+        PyMem_Free(self);
+        return NULL;
+    }
+    PyObject *bound = PyCFunction_New(&quick_method, capsule);
+    Py_DECREF(capsule);
+    return bound;
+}
+
 static PyMethodDef module_methods[] = {
     {"bind_serve", bind_serve, METH_VARARGS, "Bind serve to a loop and its channels."},
+    {"bind_quick", bind_quick, METH_VARARGS, "Bind quick to a serve and what else there is."},
     {NULL, NULL, 0, NULL},
 };
 

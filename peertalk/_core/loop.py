@@ -326,10 +326,24 @@ class Loop:
         bind: Callable[..., Callable[[list[Event]], int]] = self._binding.border.bind_serve
         return bind(self._turn, ticks, credit, channels, woken)
 
-    def again(self, function: Callable[[], object], struck: list[None]) -> Callable[[], object]:
+    def quick(
+        self, serve: Callable[[list[Event]], int], events: list[Event], orders: Any
+    ) -> Callable[[], bool | None]:
+        """quick(): what serve(events) does, while there is nothing else to do: neither events nor
+        orders. None: all is done; True: all that is ready is; False: there is more."""
+        bind: Callable[..., Callable[[], bool | None]] = self._binding.border.bind_quick
+        return bind(serve, events, orders)
+
+    def again(
+        self,
+        function: Callable[..., object],
+        struck: list[None],
+        quick: Callable[[], bool | None] | None = None,
+    ) -> Callable[[], object]:
         """What calls function, and if that raises appends to struck and has a turn follow: before
-        any line of Python, which a signal handler may strike."""
-        call: Callable[[], object] = self._binding.border.Again(self._turn, function, struck)
+        any line of Python, which a signal handler may strike. quick: is called first, and function
+        with what that returns, unless it is None."""
+        call: Callable[[], object] = self._binding.border.Again(self._turn, function, struck, quick)
         return call
 
     def sender(

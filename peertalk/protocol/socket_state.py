@@ -157,12 +157,14 @@ class Ticks:
         credit: reads and writes of this tick that are left before others have theirs.
         tick: changes with each turn, and with each flush.
         thread: whose the loop is.
+        turns: how many there were.
+        events: of sockets, how many those have told.
     """
 
-    __slots__ = ("credit", "thread", "tick")
+    __slots__ = ("credit", "events", "thread", "tick", "turns")
 
     def __init__(self) -> None:
-        self.credit = self.tick = self.thread = 0
+        self.credit = self.tick = self.thread = self.turns = self.events = 0
 
 
 class AsyncSocketHandler:

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from .. import errors
 from .._core import load, values
@@ -130,14 +130,11 @@ class Reactor:
         self._flushing = False
         self._struck: list[None] = []
         self._on_flush = self.loop.again(self._flush, self._struck)
-        self._turns = self._events = self._timeouts = self._order_count = 0
+        self._timeouts = self._order_count = 0
         self.closed = False
+        self._serve: Callable[[list[tuple[int, int, Any, Any]]], int] | None = None
         self._driver = Worker(owner)
         self._driver.start(self)
-        self._serve: Callable[[list[tuple[int, int, Any, Any]]], int] | None = None
-        if self.edges and self.resume is not None:
-            woken = self._driver.woken
-            self._serve = self.loop.server(self.ticks, self.ops, self.channels, woken)
         forks.heed(self)
 
     # Sockets --------------------------------------------------------------------------------------
@@ -269,17 +266,16 @@ class Reactor:
     def turn(self) -> None:
         """Serve whatever is ready. What a handler raises goes to the exception handler of the
         loop."""
-        self._turns += 1
         if self._struck:  # a signal handler has raised
             self._flush()
             self._struck.clear()
         came = self._came
         if self._serve is not None:
             told = self._serve(came)
-            self._events += max(told, 0)
         if self._serve is None or told < 0:
             self.ticks.credit = self.ops
             self.ticks.tick += 1
+            self.ticks.turns += 1
             self.loop.turn(0.0, came)
         if self.closed:  # by a task that has gone on
             came.clear()
@@ -289,7 +285,7 @@ class Reactor:
             if kind == values.READY:
                 registered = self._registered.get(tag)
                 if registered is not None:
-                    self._events += 1
+                    self.ticks.events += 1
                     self._tell(registered, mask)
             elif tag in self._timers:
                 self._timeouts += 1
@@ -354,12 +350,22 @@ class Reactor:
 
     def statistics(self) -> ReactorStatistics:
         """What was counted. Any thread."""
+        ticks = self.ticks
         return ReactorStatistics(
-            len(self._registered), self._turns, self._events, self._timeouts, self._order_count
+            len(self._registered), ticks.turns, ticks.events, self._timeouts, self._order_count
         )
 
     def giver(self) -> None:
         """There are no messages here."""
+
+    def quick(self) -> Callable[[], bool | None] | None:
+        """What has a turn without Python, where nothing but streams is ready."""
+        if not self.edges:
+            return None
+        self._serve = self.loop.server(self.ticks, self.ops, self.channels, self._driver.woken)
+        return cast(
+            "Callable[[], bool | None]", self.loop.quick(self._serve, self._came, self._orders)
+        )
 
     # Whose it is, and its end ---------------------------------------------------------------------
 

@@ -169,6 +169,9 @@ class Transport(Home):
         """See Driven.giver(): the taker of the loop itself, where no workers have the links."""
         return None if self.workers.work else self.taker(Message, self.lock)
 
+    def quick(self) -> None:
+        """Each turn here is the engine's."""
+
     def wake_receivers(self) -> None:
         """Nothing more will come, and nothing more is taken: all who wait hear that."""
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")

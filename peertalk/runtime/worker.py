@@ -58,6 +58,10 @@ class Driven(Protocol):
     def giver(self) -> Callable[..., Any] | None:
         """What takes the next message, for the receiver, without a turn; None: nothing does."""
 
+    def quick(self) -> Callable[[], bool | None] | None:
+        """What has a turn without Python, and the tasks go on that this wakes; None: nothing does.
+        It returns None when all is done; True: all that was ready; False: there is more."""
+
     def move_here(self) -> None:
         """Belong to the calling thread from now on."""
 
@@ -103,6 +107,7 @@ class Worker:
             if self._fd >= 0:
                 if engine.resume is not None:
                     self._take = engine.giver()
+                    self._quicken(engine)
                 self.loop.add_reader(self._fd, self._on_ready)
             else:
                 engine.before_closing = self._unwatch
@@ -120,6 +125,11 @@ class Worker:
         self._on_time = again(self._timed_turn, struck)
         self._on_tell = again(self._tell, struck)
         self._on_woken = again(self._woken_later, struck)
+
+    def _quicken(self, engine: Driven) -> None:
+        quick = engine.quick()
+        if quick is not None:
+            self._on_ready = engine.loop.again(self._left, self._struck, quick)
 
     def schedule(self) -> None:
         """Have a turn at the end of this tick."""
@@ -203,6 +213,17 @@ class Worker:
         elif not engine.owes:
             self.linger()
             engine.owes = True
+
+    def _left(self, served: bool) -> None:
+        """A turn without Python has left something. served: no more than whom it has woken, and
+        what is due."""
+        engine = self._engine
+        if not served:
+            self._turn()
+        elif engine is not None and not engine.closed:
+            if self.woken:
+                self.loop.call_soon(self._on_woken)
+            self._wait(engine)
 
     def _turn(self) -> None:
         engine = self._engine

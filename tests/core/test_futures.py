@@ -3,6 +3,8 @@ is woken; with the wakers, channels and layouts that they stand on.
 
 Truth: a pair of sockets of the system, what asyncio does with its own futures, and the methods in
 Python, which have to be asked for whatever is not simple.
+
+More than 1,000 lines, because all of that stands on one desk, and is told apart by what it strikes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.waiting import GUARD
 
 from peertalk._core.binding import Binding
 from peertalk._core.values import EDGE, READ, READY, TIMER, WRITE
@@ -698,6 +701,93 @@ def test_what_raises_in_a_call_of_the_loop_is_followed_by_a_turn(desk):
     with pytest.raises(KeyboardInterrupt):
         turn_again()
     assert len(struck) == 2
+
+
+@pytest.mark.parametrize("rest", [None, True, False])
+def test_what_is_quick_goes_first_and_the_function_has_the_rest(desk, rest):
+    """All of it, while nobody knows how far an exception has let a call come."""
+    struck: list[None] = []
+    called: list[object] = []
+    raising: list[BaseException] = []
+
+    def quick() -> object:
+        if raising:
+            raise raising[0]
+        called.append("quick")
+        return rest
+
+    turn_again = desk.loop.again(called.append, struck, quick)
+    turn_again()
+    assert called == ["quick"] + [rest] * (rest is not None)
+    raising.append(KeyboardInterrupt("now"))
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        turn_again()
+    assert struck == [None] and is_ready(desk.loop)
+    called.clear()
+    turn_again()
+    assert called == [False], "not quick"
+
+
+def test_a_quick_turn_says_what_it_has_left(desk):
+    """None: nothing; True: somebody who is to go on, or what is due later; False: a turn."""
+    called: list[int] = []
+    orders: list[object] = []
+    quick = desk.loop.quick(desk.serve, desk.came, orders)
+    assert quick() is None
+    desk.theirs.send(b"x")
+    desk.woken.append(partial(called.append, 1))
+    turns = desk.ticks.turns
+    assert quick() is None and called == [1] and desk.state.readable
+    assert desk.ticks.turns == turns + 1 and desk.ticks.events
+    desk.woken.append(lambda: desk.woken.append(print))
+    assert quick() is True and desk.woken == [print]
+    desk.woken.clear()
+    timer = desk.loop.timer(TAG)
+    timer.arm(60.0)
+    assert quick() is True
+    timer.cancel()
+    orders.append(print)
+    assert quick() is False and orders == [print]
+    orders.clear()
+    desk.came.append("left")
+    assert quick() is False and desk.came == ["left"]
+    desk.came.clear()
+    timer.arm(0.0)
+    assert quick() is False and [event[:2] for event in desk.came] == [(TIMER, TAG)]
+    desk.came.clear()
+
+
+def test_a_quick_turn_is_that_of_the_thread_whose_the_loop_is(desk):
+    quick = desk.loop.quick(desk.serve, desk.came, ())
+    answers: list[object] = []
+    asking = threading.Thread(target=lambda: answers.append(quick()))
+    asking.start()
+    asking.join(GUARD)
+    assert answers == [False]
+
+
+def test_a_task_that_a_quick_turn_wakes_may_close_the_loop(desk):
+    quick = desk.loop.quick(desk.serve, desk.came, ())
+
+    def close() -> None:
+        desk.watch.close()
+        desk.loop.close()
+
+    desk.woken.append(close)
+    assert quick() is None
+    assert quick() is False, "which says that it is closed"
+
+
+def test_a_quick_turn_is_bound_to_what_serves(desk):
+    for arguments in (
+        (print, [], ()),
+        (None, [], ()),
+        (desk.serve, (), ()),
+    ):
+        with pytest.raises(TypeError):
+            desk.loop.quick(*arguments)
+    with pytest.raises(TypeError):
+        desk.loop.quick(desk.serve, [], None)()
 
 
 def test_what_is_no_turn_of_a_loop_is_refused(desk):

@@ -63,6 +63,9 @@ class CountedEngine:
         self._ready = self._ready or call
         return call
 
+    def quick(self):
+        """No turn of this one is without Python."""
+
     def giver(self):
         def take(waits, alone, place):
             place[0] = self.brought.pop() if len(self.brought) == 1 else None
