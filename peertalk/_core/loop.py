@@ -320,29 +320,19 @@ class Loop:
     def server(
         self, ticks: Any, credit: int, channels: dict[int, Any], woken: list[Any]
     ) -> Callable[[list[Event]], int]:
-        """serve(events): a turn that tells channels, by the tags of ready sockets, and has those go
-        on whom that has woken; woken: a list of what is called behind a turn. How many were told,
-        or a negative code; see pt_turn.h."""
+        """serve(events): a turn that tells channels, by their tags, how many; see pt_turn.h."""
         bind: Callable[..., Callable[[list[Event]], int]] = self._binding.border.bind_serve
         return bind(self._turn, ticks, credit, channels, woken)
 
-    def quick(
-        self, serve: Callable[[list[Event]], int], events: list[Event], orders: Any
-    ) -> Callable[[], bool | None]:
-        """quick(): what serve(events) does, while there is nothing else to do: neither events nor
-        orders. None: all is done; True: all that is ready is; False: there is more."""
-        bind: Callable[..., Callable[[], bool | None]] = self._binding.border.bind_quick
-        return bind(serve, events, orders)
+    def quick(self, serve: Any, events: list[Event], orders: Any) -> Callable[[], bool | None]:
+        """quick(): what serve(events) does, while there are no events or orders; see pt_turn.h."""
+        quick: Callable[[], bool | None] = self._binding.border.bind_quick(serve, events, orders)
+        return quick
 
     def again(
-        self,
-        function: Callable[..., object],
-        struck: list[None],
-        quick: Callable[[], bool | None] | None = None,
+        self, function: Callable[..., object], struck: list[None], quick: Any = None
     ) -> Callable[[], object]:
-        """What calls function, and if that raises appends to struck and has a turn follow: before
-        any line of Python, which a signal handler may strike. quick: is called first, and function
-        with what that returns, unless it is None."""
+        """What calls function, and has a turn follow if that raises; see pt_again.h."""
         call: Callable[[], object] = self._binding.border.Again(self._turn, function, struck, quick)
         return call
 
