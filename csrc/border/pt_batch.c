@@ -397,16 +397,21 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
     return bound != NULL ? pt_batch_turn(bound, events, NULL, NULL) : NULL;
 }
 
-bound_loop *pt_batch_of(PyObject *turn)
+void *pt_batch_bound(PyObject *function, const char *otherwise)
 {
-    PyObject *capsule = PyCFunction_CheckExact(turn) ? PyCFunction_GetSelf(turn) : NULL;
+    PyObject *capsule = PyCFunction_CheckExact(function) ? PyCFunction_GetSelf(function) : NULL;
     if (capsule == NULL || !PyCapsule_CheckExact(capsule)) {
-        PyErr_SetString(PyExc_TypeError, "give the turn of a loop");
+        PyErr_SetString(PyExc_TypeError, otherwise);
         return NULL;
     }
-    bound_loop *bound = PyCapsule_GetPointer(capsule, NULL);
+    void *bound = PyCapsule_GetPointer(capsule, NULL);
     PT_ASSERT(bound != NULL || PyErr_Occurred());
     return bound;
+}
+
+bound_loop *pt_batch_of(PyObject *turn)
+{
+    return pt_batch_bound(turn, "give the turn of a loop");
 }
 
 static void free_loop(PyObject *capsule)

@@ -41,6 +41,10 @@ typedef struct bound_loop {
 /* What a turn of bind_loop() is bound to. NULL with TypeError: it is none. */
 bound_loop *pt_batch_of(PyObject *turn);
 
+/* What a native function of this border is bound to. NULL with TypeError, which says so: it is
+ * bound to nothing. */
+void *pt_batch_bound(PyObject *function, const char *otherwise);
+
 /* A turn, or what a worker's turns have brought. PT_OK or a code; before anything was read, or with
  * what was read kept here. */
 int pt_batch_gather(bound_loop *bound);

@@ -151,32 +151,39 @@ static PyObject *serve(PyObject *capsule, PyObject *events)
 
 /* What quick() is bound to. */
 typedef struct quick_loop {
-    PyObject *serve, *events, *orders;
+    PyObject *kept; /* a tuple of serve and the two below */
+    PyObject *events, *others;
     served_loop *loop; /* which serve has */
 } quick_loop;
+
+/* 1: there is something else to be done; 0: there is not; -1 with an exception. */
+static int has_more(const quick_loop *self)
+{
+    Py_ssize_t waiting = PyList_Size(self->events);
+    for (Py_ssize_t index = PyTuple_Size(self->others); waiting == 0 && index > 0; index--)
+        waiting = PyObject_Size(PyTuple_GetItem(self->others, index - 1));
+    return waiting < 0 ? -1 : waiting != 0;
+}
 
 static PyObject *quick(PyObject *capsule, PyObject *unused)
 {
     (void)unused;
     const quick_loop *self = PyCapsule_GetPointer(capsule, NULL);
-    if (self == NULL)
+    int more = self != NULL ? has_more(self) : -1;
+    if (more < 0)
         return NULL;
     pt_context *context = self->loop->bound->context;
-    Py_ssize_t waiting = PyObject_Size(self->orders);
-    if (waiting < 0)
-        return NULL;
-    if (waiting != 0 || PyList_Size(self->events) != 0 || context->ops == NULL ||
-        !pt_is_owner(context))
-        Py_RETURN_FALSE;
+    if (more || context->ops == NULL || !pt_is_owner(context))
+        return Py_NewRef(Py_False);
     PyObject *served = serve_events(self->loop, self->events);
-    long code = served != NULL ? PyLong_AsLong(served) : 0;
-    Py_XDECREF(served);
     if (served == NULL)
         return NULL;
+    long code = PyLong_AsLong(served);
+    Py_DECREF(served);
     if (context->ops == NULL) /* a task has closed it */
-        Py_RETURN_NONE;
+        return Py_NewRef(Py_None);
     if (code < 0 || PyList_Size(self->events) != 0)
-        Py_RETURN_FALSE;
+        return Py_NewRef(Py_False);
     int is_rest = PyList_Size(self->loop->woken) != 0 || pt_loop_next_timeout(context) >= 0;
     return Py_NewRef(is_rest ? Py_True : Py_None);
 }
@@ -188,9 +195,7 @@ static void free_quick(PyObject *capsule)
     quick_loop *self = PyCapsule_GetPointer(capsule, NULL);
     if (self == NULL)
         return;
-    Py_XDECREF(self->serve);
-    Py_XDECREF(self->events);
-    Py_XDECREF(self->orders);
+    Py_DECREF(self->kept);
     PyMem_Free(self);
 }
 
@@ -252,37 +257,23 @@ static PyObject *bind_serve(PyObject *module, PyObject *arguments)
 static PyMethodDef quick_method = {"quick", quick, METH_NOARGS,
                                    "A turn without Python: None where nothing is left to do."};
 
-/* Which serve has. NULL with an exception: it is none. */
-static served_loop *served_of(PyObject *serve)
-{
-    PyObject *capsule = PyCFunction_CheckExact(serve) ? PyCFunction_GetSelf(serve) : NULL;
-    if (capsule == NULL || !PyCapsule_CheckExact(capsule)) {
-        PyErr_SetString(PyExc_TypeError, "give what bind_serve() has given");
-        return NULL;
-    }
-    served_loop *loop = PyCapsule_GetPointer(capsule, NULL);
-    PT_ASSERT(loop != NULL || PyErr_Occurred());
-    return loop;
-}
-
 static PyObject *bind_quick(PyObject *module, PyObject *arguments)
 {
     (void)module;
-    PyObject *serve, *events, *orders;
-    if (!PyArg_ParseTuple(arguments, "OO!O:bind_quick", &serve, &PyList_Type, &events, &orders))
+    PyObject *serve, *events, *others;
+    if (!PyArg_ParseTuple(arguments, "OO!O!:bind_quick", &serve, &PyList_Type, &events,
+                          &PyTuple_Type, &others))
         return NULL;
-    served_loop *loop = served_of(serve);
+    served_loop *loop = pt_batch_bound(serve, "give what bind_serve() has given");
     if (loop == NULL)
         return NULL;
     quick_loop *self = PyMem_Calloc(1, sizeof *self);
     if (self == NULL)
         return PyErr_NoMemory();
-    *self = (quick_loop){Py_NewRef(serve), Py_NewRef(events), Py_NewRef(orders), loop};
+    *self = (quick_loop){Py_NewRef(arguments), events, others, loop};
     PyObject *capsule = PyCapsule_New(self, NULL, free_quick);
     if (capsule == NULL) {
-        Py_DECREF(serve);
-        Py_DECREF(events);
-        Py_DECREF(orders);
+        Py_DECREF(arguments);
         PyMem_Free(self);
         return NULL;
     }

@@ -6,7 +6,7 @@
  * or -1 with an exception.
  *
  *   bind_serve(turn, ticks, credit, channels, woken) -> serve
- *   bind_quick(serve, events, orders) -> quick
+ *   bind_quick(serve, events, others) -> quick
  *
  * turn: of a loop, by bind_loop(). ticks: of the class of native_type(). credit: what that is given
  * in each turn. channels: a dict, tag -> Channel. woken: a list of what is called after a turn.
@@ -18,9 +18,9 @@
  * handler has raised before it had done anything.
  *
  * quick() does what serve(events) does when nothing else is to be done: no event is left in the
- * list, and there is no order (orders: what has a length). It returns None when nothing else has
- * come up; True: somebody who was woken still is to go on, or something is due later; False: it has
- * not done all, or nothing.
+ * list, and each of others, a tuple of what has a length, is empty. It returns None when nothing
+ * else has come up; True: somebody who was woken still is to go on, or something is due later;
+ * False: it has not done all, or nothing.
  *
  * Wherever a signal handler strikes, nothing is lost that the turn has found: until the tasks have
  * taken their steps no Python code runs, and when an exception leaves the call, or there are events

@@ -324,9 +324,9 @@ class Loop:
         bind: Callable[..., Callable[[list[Event]], int]] = self._binding.border.bind_serve
         return bind(self._turn, ticks, credit, channels, woken)
 
-    def quick(self, serve: Any, events: list[Event], orders: Any) -> Callable[[], bool | None]:
-        """quick(): what serve(events) does, while there are no events or orders; see pt_turn.h."""
-        quick: Callable[[], bool | None] = self._binding.border.bind_quick(serve, events, orders)
+    def quick(self, serve: Any, events: list[Event], *others: Any) -> Callable[[], bool | None]:
+        """quick(): what serve(events) does, while events and others are empty; see pt_turn.h."""
+        quick: Callable[[], bool | None] = self._binding.border.bind_quick(serve, events, others)
         return quick
 
     def again(

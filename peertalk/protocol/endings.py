@@ -2,9 +2,9 @@
 
 Whoever leaves says so and closes when the other side has ended its half too. If that takes long,
 the connection is closed when the other side's system has all that was sent, and all that came is
-read: to close before would reset the connection over what can still be read. A link that
-is dead is read to its end too, because the other side's system was told that we have what it sent,
-and so its sender that it was sent.
+read: to close before would reset the connection over what can still be read. A link that is dead is
+read to its end too, because the other side's system was told that we have what it sent, and so its
+sender that it was sent.
 
 Observations in, frozen verdicts out. Never: opens a socket, arms a timer, reads a clock.
 """

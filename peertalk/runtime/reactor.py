@@ -359,13 +359,14 @@ class Reactor:
         """There are no messages here."""
 
     def quick(self) -> Callable[[], bool | None] | None:
-        """What has a turn without Python, where nothing but streams is ready."""
+        """What has a turn without Python, where nothing but streams is ready and turn() has nothing
+        else to do."""
         if not self.edges:
             return None
         self._serve = self.loop.server(self.ticks, self.ops, self.channels, self._driver.woken)
-        return cast(
-            "Callable[[], bool | None]", self.loop.quick(self._serve, self._came, self._orders)
-        )
+        others = self._orders, self._slow, self._struck
+        quick = self.loop.quick(self._serve, self._came, *others)
+        return cast("Callable[[], bool | None]", quick)
 
     # Whose it is, and its end ---------------------------------------------------------------------
 

@@ -732,7 +732,7 @@ def test_a_quick_turn_says_what_it_has_left(desk):
     """None: nothing; True: somebody who is to go on, or what is due later; False: a turn."""
     called: list[int] = []
     orders: list[object] = []
-    quick = desk.loop.quick(desk.serve, desk.came, orders)
+    quick = desk.loop.quick(desk.serve, desk.came, [], orders, ())
     assert quick() is None
     desk.theirs.send(b"x")
     desk.woken.append(partial(called.append, 1))
@@ -758,7 +758,7 @@ def test_a_quick_turn_says_what_it_has_left(desk):
 
 
 def test_a_quick_turn_is_that_of_the_thread_whose_the_loop_is(desk):
-    quick = desk.loop.quick(desk.serve, desk.came, ())
+    quick = desk.loop.quick(desk.serve, desk.came)
     answers: list[object] = []
     asking = threading.Thread(target=lambda: answers.append(quick()))
     asking.start()
@@ -767,7 +767,7 @@ def test_a_quick_turn_is_that_of_the_thread_whose_the_loop_is(desk):
 
 
 def test_a_task_that_a_quick_turn_wakes_may_close_the_loop(desk):
-    quick = desk.loop.quick(desk.serve, desk.came, ())
+    quick = desk.loop.quick(desk.serve, desk.came)
 
     def close() -> None:
         desk.watch.close()
@@ -779,11 +779,7 @@ def test_a_task_that_a_quick_turn_wakes_may_close_the_loop(desk):
 
 
 def test_a_quick_turn_is_bound_to_what_serves(desk):
-    for arguments in (
-        (print, [], ()),
-        (None, [], ()),
-        (desk.serve, (), ()),
-    ):
+    for arguments in ((print, []), (None, []), (desk.serve, ())):
         with pytest.raises(TypeError):
             desk.loop.quick(*arguments)
     with pytest.raises(TypeError):

@@ -233,6 +233,28 @@ def test_what_a_signal_strikes_is_called_again(any_loop):
     assert sorted(called) == sorted(["one", "other", "slow one", "slow other"] * 2)
 
 
+def test_a_flush_that_a_signal_strikes_is_called_again_though_nothing_else_is_due(any_loop):
+    """A turn without Python would leave it, and its writer would wait for ever."""
+    called = []
+
+    def strike():
+        called.append("flush")
+        if len(called) == 1:
+            raise Struck
+
+    async def go():
+        ours = here()
+        ours.stays = True
+        ours.flush_soon(strike)
+        await until(lambda: len(called) == 2)
+        ours.close_now()
+
+    going = any_loop.create_task(go())
+    while not going.done():
+        with contextlib.suppress(Struck):
+            any_loop.run_until_complete(asyncio.wait_for(asyncio.shield(going), GUARD))
+
+
 async def test_orders_of_other_threads_are_carried_out_here_in_order():
     ours, done = here(), []
     ours.stays = True
